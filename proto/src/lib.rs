@@ -1,0 +1,26 @@
+//! What splitter, appliance and console agree on: identifiers, limits, the protocol version and, with the feature
+//! `services`, the gRPC services. This crate knows neither storage nor disks.
+//!
+//! `PROTOCOL.md` explains the stream.
+
+#[cfg(feature = "services")]
+pub mod chain;
+pub mod ids;
+pub mod limits;
+pub mod token;
+pub mod version;
+
+/// Messages and services generated from `schema/`.
+#[cfg(feature = "services")]
+pub mod v1 {
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::allow_attributes_without_reason,
+        missing_debug_implementations,
+        unreachable_pub,
+        unused_qualifications,
+        reason = "generated code"
+    )]
+    tonic::include_proto!("tidemark.v1");
+}

@@ -1,0 +1,41 @@
+//! Limits of the protocol. Each says its unit, its reason and what happens beyond it.
+
+/// Bytes in a sector: the unit of every position and length on a disk.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Bytes of payload at which a splitter closes a frame. Large enough that per-frame cost vanishes, small enough for a
+/// frame to leave in a few milliseconds on a slow link. A single larger write still travels whole.
+pub const FRAME_TARGET_BYTES: usize = 1 << 20;
+
+/// Bytes of payload in one frame at most: one request of the block layer, which is never cut. A larger request is not
+/// captured: it is a miss with the cause `WRITE_TOO_LARGE`, and its range is read again.
+pub const FRAME_MAX_BYTES: usize = 8 << 20;
+
+/// Entries in one frame at most: 1 MiB of sector-sized writes. The splitter closes the frame; the appliance refuses more.
+pub const FRAME_MAX_ENTRIES: usize = 2048;
+
+/// Bytes of one encoded gRPC message at most: the largest frame with its table. Larger messages are refused by the
+/// transport and end the stream.
+pub const MESSAGE_MAX_BYTES: usize = FRAME_MAX_BYTES + (1 << 20);
+
+/// Bytes of payload that one checksum covers. A 4 KiB read verifies 4 KiB.
+pub const CHECKSUM_PIECE_BYTES: usize = 4096;
+
+/// Bytes of frames on the way, sent and not acknowledged, that the appliance grants by default. 32 MiB covers 400 MB/s
+/// at a commit every 50 ms with room; beyond it the splitter waits and its ring holds the rest.
+pub const WINDOW_BYTES: u64 = 32 << 20;
+
+/// Milliseconds between heartbeats: a fifth of the RPO goal of one second.
+pub const HEARTBEAT_MS: u32 = 200;
+
+/// Disks of one VM at most; the tap's tables are of this size. Further disks are refused at `protect`.
+pub const DISKS_MAX: usize = 64;
+
+/// Characters in a VM's or bookmark's name at most. Longer names are refused.
+pub const NAME_MAX_CHARS: usize = 128;
+
+/// Bytes of `detail`, `reason` and other texts for people in messages at most; longer ones are refused.
+pub const TEXT_MAX_BYTES: usize = 1024;
+
+/// Bytes of one `ReadView` call at most. Clients split longer reads.
+pub const READ_MAX_BYTES: u64 = 64 << 20;

@@ -1,0 +1,52 @@
+//! Protocol versions and their negotiation.
+
+use thiserror::Error;
+
+/// Oldest protocol version this build speaks.
+pub const PROTOCOL_MIN: u32 = 1;
+/// Newest protocol version this build speaks. 1: the first release.
+pub const PROTOCOL_MAX: u32 = 1;
+
+/// The peers share no protocol version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error(
+    "the peer speaks protocol {peer_min} to {peer_max}, this side {PROTOCOL_MIN} to {PROTOCOL_MAX}: upgrade the older one"
+)]
+pub struct NoCommonVersion {
+    /// Oldest version of the peer.
+    pub peer_min: u32,
+    /// Newest version of the peer.
+    pub peer_max: u32,
+}
+
+/// The newest version both sides speak.
+///
+/// # Errors
+/// [`NoCommonVersion`] when the ranges do not meet, or the peer's range is empty.
+pub fn negotiate(peer_min: u32, peer_max: u32) -> Result<u32, NoCommonVersion> {
+    let version = peer_max.min(PROTOCOL_MAX);
+    if peer_min > peer_max || version < peer_min || version < PROTOCOL_MIN {
+        return Err(NoCommonVersion { peer_min, peer_max });
+    }
+    Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_common_version_is_taken() {
+        assert_eq!(negotiate(1, 1), Ok(1));
+        assert_eq!(negotiate(1, 9), Ok(1));
+        assert_eq!(negotiate(0, 1), Ok(1));
+    }
+
+    #[test]
+    fn disjoint_or_empty_ranges_are_refused_with_both_ranges_named() {
+        let error = negotiate(2, 3).unwrap_err();
+        assert!(error.to_string().contains("2 to 3") && error.to_string().contains("upgrade"), "{error}");
+        assert!(negotiate(0, 0).is_err());
+        assert!(negotiate(1, 0).is_err());
+    }
+}
