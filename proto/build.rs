@@ -2,12 +2,17 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=schema");
-    if std::env::var_os("CARGO_FEATURE_SERVICES").is_none() {
+    if std::env::var_os("CARGO_FEATURE_MESSAGES").is_none() {
         return Ok(());
     }
     let files = ["schema/stream.proto", "schema/enrolment.proto", "schema/console.proto"];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.
-    tonic_prost_build::configure().bytes(".tidemark.v1").compile_fds(descriptors)?;
+    let services = std::env::var_os("CARGO_FEATURE_SERVICES").is_some();
+    tonic_prost_build::configure()
+        .bytes(".tidemark.v1")
+        .build_client(services)
+        .build_server(services)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -3,15 +3,15 @@
 //!
 //! `PROTOCOL.md` explains the stream.
 
-#[cfg(feature = "services")]
+#[cfg(feature = "messages")]
 pub mod chain;
 pub mod ids;
 pub mod limits;
 pub mod token;
 pub mod version;
 
-/// Messages and services generated from `schema/`.
-#[cfg(feature = "services")]
+/// Messages, and with the feature `services` the services, generated from `schema/`.
+#[cfg(feature = "messages")]
 pub mod v1 {
     #![allow(
         clippy::all,
@@ -22,5 +22,5 @@ pub mod v1 {
         unused_qualifications,
         reason = "generated code"
     )]
-    tonic::include_proto!("tidemark.v1");
+    include!(concat!(env!("OUT_DIR"), "/tidemark.v1.rs"));
 }
