@@ -34,8 +34,21 @@ pub const RULES: &[Rule] = &[
         krate: "tidemark-journal",
         reach: Reach::Transitive,
         forbidden: &[
-            "tokio", "tonic", "hyper", "prost", "sqlx", "sqlx-core", "rustls", "aws-lc-rs", "socket2", "chrono",
-            "jiff", "time", "tidemark-appliance", "tidemark-splitter", "tidemark-splitter-core",
+            "tokio",
+            "tonic",
+            "hyper",
+            "prost",
+            "sqlx",
+            "sqlx-core",
+            "rustls",
+            "aws-lc-rs",
+            "socket2",
+            "chrono",
+            "jiff",
+            "time",
+            "tidemark-appliance",
+            "tidemark-splitter",
+            "tidemark-splitter-core",
         ],
         why: "the journal knows neither the network, SQL, tokio nor the wall clock",
     },
@@ -48,15 +61,30 @@ pub const RULES: &[Rule] = &[
     Rule {
         krate: "tidemark-splitter-core",
         reach: Reach::Transitive,
-        forbidden: &["tidemark-journal", "tidemark-splitter", "tidemark-appliance", "sqlx", "sqlx-core", "aya", "nix"],
+        forbidden: &[
+            "tidemark-journal",
+            "tidemark-splitter",
+            "tidemark-appliance",
+            "sqlx",
+            "sqlx-core",
+            "aya",
+            "nix",
+        ],
         why: "the engine does not know how writes are captured nor how they are stored",
     },
     Rule {
         krate: "tidemark-proto",
         reach: Reach::Transitive,
         forbidden: &[
-            "tidemark-journal", "tidemark-splitter", "tidemark-splitter-core", "tidemark-appliance", "sqlx",
-            "sqlx-core", "aya", "nix", "fuser",
+            "tidemark-journal",
+            "tidemark-splitter",
+            "tidemark-splitter-core",
+            "tidemark-appliance",
+            "sqlx",
+            "sqlx-core",
+            "aya",
+            "nix",
+            "fuser",
         ],
         why: "the protocol knows neither storage nor disks",
     },
@@ -75,7 +103,14 @@ pub const RULES: &[Rule] = &[
     Rule {
         krate: "tidemark-console-cli",
         reach: Reach::Transitive,
-        forbidden: &["tidemark-appliance", "tidemark-splitter", "tidemark-splitter-core", "sqlx", "sqlx-core", "aya"],
+        forbidden: &[
+            "tidemark-appliance",
+            "tidemark-splitter",
+            "tidemark-splitter-core",
+            "sqlx",
+            "sqlx-core",
+            "aya",
+        ],
         why: "the console talks to the appliance and links the journal for reading only",
     },
 ];
@@ -114,7 +149,17 @@ pub fn dependencies(root: &Path, krate: &str, reach: Reach) -> Result<BTreeSet<S
 /// When `cargo tree` fails.
 pub fn whole_tree(root: &Path) -> Result<BTreeSet<String>> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(root).args(["tree", "--locked", "--workspace", "-e", "all", "--prefix", "none", "--format", "{p}"]);
+    cargo.current_dir(root).args([
+        "tree",
+        "--locked",
+        "--workspace",
+        "-e",
+        "all",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ]);
     names(&run(&mut cargo)?, None)
 }
 

@@ -4,3 +4,4 @@
 //! * [`house`]: the dependency direction between the crates.
 
 pub mod house;
+pub mod stamp;

@@ -12,8 +12,18 @@ fn crates_depend_only_in_the_designed_direction() {
 #[test]
 fn the_direction_checker_fails_on_a_broken_rule() {
     let rules = [
-        Rule { krate: "tidemark-journal", reach: Reach::Direct, forbidden: &["tidemark-proto"], why: "control" },
-        Rule { krate: "tidemark-appliance", reach: Reach::Transitive, forbidden: &["blake3", "h2"], why: "control" },
+        Rule {
+            krate: "tidemark-journal",
+            reach: Reach::Direct,
+            forbidden: &["tidemark-proto"],
+            why: "control",
+        },
+        Rule {
+            krate: "tidemark-appliance",
+            reach: Reach::Transitive,
+            forbidden: &["blake3", "h2"],
+            why: "control",
+        },
     ];
     let broken = house::broken_rules(&house::workspace_root(), &rules).unwrap();
     assert_eq!(broken.len(), 3, "{broken:?}");
@@ -25,7 +35,11 @@ fn the_direction_checker_fails_on_a_broken_rule() {
 #[test]
 fn there_is_one_tls_provider_and_no_other_banned_crate() {
     let tree = house::whole_tree(&house::workspace_root()).unwrap();
-    assert!(tree.contains("aws-lc-rs") && tree.contains("rustls"), "the tree was read: {} packages", tree.len());
+    assert!(
+        tree.contains("aws-lc-rs") && tree.contains("rustls"),
+        "the tree was read: {} packages",
+        tree.len()
+    );
     for (name, why) in BANNED {
         assert!(!tree.contains(*name), "{name} is in the tree: {why}");
     }
