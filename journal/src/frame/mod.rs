@@ -1,0 +1,5 @@
+//! Frames: the records of a segment.
+
+mod body;
+
+pub use body::{Body, Entry, EntryKind, Frame};
