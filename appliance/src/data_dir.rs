@@ -1,0 +1,180 @@
+//! The data folder: its layout, its lock, and small files written whole or not at all.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use thiserror::Error;
+use tidemark_proto::ids::VmId;
+
+/// A file could not be read or written.
+#[derive(Debug, Error)]
+#[error("{action} {path}: {source}")]
+pub struct FileError {
+    action: &'static str,
+    path: String,
+    source: std::io::Error,
+}
+
+impl FileError {
+    fn new(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self { action, path: path.display().to_string(), source }
+    }
+}
+
+/// The data folder cannot be used.
+#[derive(Debug, Error)]
+pub enum DataDirError {
+    /// Another process serves it.
+    #[error(
+        "{0} is in use by another tidemark-appliance: stop that one first, or choose another --data folder"
+    )]
+    InUse(String),
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// The data folder, locked for this process as long as the value lives.
+#[derive(Debug)]
+pub struct DataDir {
+    root: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl DataDir {
+    /// Creates what is missing (folders 0700) and takes the lock.
+    ///
+    /// # Errors
+    /// [`DataDirError::InUse`] when another appliance has it.
+    pub fn open(root: &Path) -> Result<Self, DataDirError> {
+        for dir in [root.to_path_buf(), root.join("ca"), root.join("vms"), root.join("exports")] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&dir)
+                .map_err(|error| FileError::new("creating", &dir, error))?;
+        }
+        let path = root.join("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| FileError::new("opening", &path, error))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| DataDirError::InUse(root.display().to_string()))?;
+        Ok(Self { root: root.to_path_buf(), _lock: lock })
+    }
+
+    /// The folder itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The certificate authority's folder.
+    #[must_use]
+    pub fn ca(&self) -> PathBuf {
+        self.root.join("ca")
+    }
+
+    /// Address and credentials for the console.
+    #[must_use]
+    pub fn admin_context(&self) -> PathBuf {
+        self.root.join("admin.context")
+    }
+
+    /// The default catalog.
+    #[must_use]
+    pub fn catalog(&self) -> PathBuf {
+        self.root.join("catalog.sqlite")
+    }
+
+    /// Sockets of running exports.
+    #[must_use]
+    pub fn exports(&self) -> PathBuf {
+        self.root.join("exports")
+    }
+
+    /// The journal of one VM.
+    #[must_use]
+    pub fn journal(&self, vm: VmId) -> PathBuf {
+        self.root.join("vms").join(vm.to_string()).join("journal")
+    }
+
+    /// The folder of one VM.
+    #[must_use]
+    pub fn vm(&self, vm: VmId) -> PathBuf {
+        self.root.join("vms").join(vm.to_string())
+    }
+
+    /// VMs that have a folder here. Entries that are no VM id are ignored.
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn vms(&self) -> Result<Vec<VmId>, FileError> {
+        let dir = self.root.join("vms");
+        let entries = fs::read_dir(&dir).map_err(|error| FileError::new("listing", &dir, error))?;
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+}
+
+/// Writes a file of mode 0600 so that it is seen whole or not at all, and survives power loss.
+///
+/// # Errors
+/// When any step fails; the old file is then still there.
+pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    let fail = |error| FileError::new("writing", path, error);
+    let temporary = path.with_extension("new");
+    // A leftover of a killed process may have other permissions.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let mut file =
+        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary).map_err(fail)?;
+    file.write_all(content).map_err(fail)?;
+    file.sync_all().map_err(fail)?;
+    fs::rename(&temporary, path).map_err(fail)?;
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(fail)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// With the path in the message.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(|error| FileError::new("reading", path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_second_user_of_the_folder_is_refused_and_the_lock_ends_with_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDir::open(dir.path()).unwrap();
+        let error = DataDir::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("in use by another"), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn private_files_are_private_even_over_a_leftover() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.context");
+        fs::write(path.with_extension("new"), "old").unwrap();
+        write_private(&path, b"x").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(read_text(&path).unwrap(), "x");
+    }
+}

@@ -1,0 +1,151 @@
+//! Prometheus metrics, named `tidemark_<part>_<noun>_<unit>`.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Labels a series with the VM's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct VmLabel {
+    /// The VM's name.
+    pub vm: String,
+}
+
+/// Labels a series with a reason: one of a fixed set of words.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    /// Why.
+    pub reason: &'static str,
+}
+
+/// All metrics of the appliance.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// Payload received from splitters.
+    pub received_bytes: Family<VmLabel, Counter>,
+    /// Frames received from splitters.
+    pub received_frames: Family<VmLabel, Counter>,
+    /// Bytes written to journals since they were opened.
+    pub written_bytes: Family<VmLabel, Gauge>,
+    /// Age of the newest recoverable point.
+    pub durable_lag: Family<VmLabel, Gauge>,
+    /// Bytes captured in the guest and not durable here.
+    pub undurable_bytes: Family<VmLabel, Gauge>,
+    /// Gaps that are open.
+    pub open_gaps: Family<VmLabel, Gauge>,
+    /// Live streams.
+    pub sessions: Gauge,
+    /// Views that are open.
+    pub views: Gauge,
+    /// Free bytes of the data folder's file system.
+    pub free_bytes: Gauge,
+    /// From the first append of a commit to its durability.
+    pub commit_latency: Histogram,
+    rejections: Family<ReasonLabel, Counter>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tidemark");
+        let received_bytes = Family::default();
+        registry.register("ingest_received_bytes", "Payload received from splitters", received_bytes.clone());
+        let received_frames = Family::default();
+        registry.register(
+            "ingest_received_frames",
+            "Frames received from splitters",
+            received_frames.clone(),
+        );
+        let written_bytes = Family::default();
+        registry.register(
+            "journal_written_bytes",
+            "Bytes written since the journal was opened",
+            written_bytes.clone(),
+        );
+        let durable_lag = Family::default();
+        registry.register("vm_rpo_milliseconds", "Age of the newest recoverable point", durable_lag.clone());
+        let undurable_bytes = Family::default();
+        registry.register(
+            "vm_lag_bytes",
+            "Captured in the guest and not durable here",
+            undurable_bytes.clone(),
+        );
+        let open_gaps = Family::default();
+        registry.register("timeline_open_gaps", "Gaps that are open", open_gaps.clone());
+        let sessions = Gauge::default();
+        registry.register("ingest_sessions", "Live streams of splitters", sessions.clone());
+        let views = Gauge::default();
+        registry.register("recovery_views", "Views that are open", views.clone());
+        let free_bytes = Gauge::default();
+        registry.register("storage_free_bytes", "Free bytes below the data folder", free_bytes.clone());
+        // 0.5 ms to 8 s.
+        let commit_latency = Histogram::new(exponential_buckets(0.0005, 2.0, 15));
+        registry.register("commit_latency_seconds", "One journal made durable", commit_latency.clone());
+        let rejections = Family::default();
+        registry.register(
+            "transport_rejections",
+            "Refused connections, calls and streams",
+            rejections.clone(),
+        );
+        Self {
+            registry: Mutex::new(registry),
+            received_bytes,
+            received_frames,
+            written_bytes,
+            durable_lag,
+            undurable_bytes,
+            open_gaps,
+            sessions,
+            views,
+            free_bytes,
+            commit_latency,
+            rejections,
+        }
+    }
+}
+
+impl Metrics {
+    /// Counts a refusal.
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejections.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Notes how long a commit took.
+    pub fn committed(&self, took: Duration) {
+        self.commit_latency.observe(took.as_secs_f64());
+    }
+
+    /// Drops all series of a removed VM.
+    pub fn forget(&self, vm: &str) {
+        let label = VmLabel { vm: vm.to_owned() };
+        self.received_bytes.remove(&label);
+        self.received_frames.remove(&label);
+        for gauge in [&self.written_bytes, &self.durable_lag, &self.undurable_bytes, &self.open_gaps] {
+            gauge.remove(&label);
+        }
+    }
+
+    /// The metrics in the text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        if let Ok(registry) = self.registry.lock() {
+            // Writing to a string does not fail.
+            let _ = encode(&mut text, &registry);
+        }
+        text
+    }
+}

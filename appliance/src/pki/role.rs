@@ -1,0 +1,93 @@
+//! What a certificate allows: read from its subject alternative name.
+
+use std::fmt;
+
+use tidemark_proto::ids::VmId;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::X509Certificate;
+
+const VM_PREFIX: &str = "tidemark://vm/";
+const ADMIN_PREFIX: &str = "tidemark://admin/";
+
+/// The holder of a client certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// The splitter of one VM.
+    Vm(VmId),
+    /// An administrator by name.
+    Admin(String),
+}
+
+impl Role {
+    /// The role as the URI that a certificate carries.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        match self {
+            Self::Vm(vm) => format!("{VM_PREFIX}{vm}"),
+            Self::Admin(name) => format!("{ADMIN_PREFIX}{name}"),
+        }
+    }
+
+    /// Reads a role; `None` for anything that is not exactly one.
+    #[must_use]
+    pub fn from_uri(uri: &str) -> Option<Self> {
+        if let Some(vm) = uri.strip_prefix(VM_PREFIX) {
+            return vm.parse().ok().map(Self::Vm);
+        }
+        let name = uri.strip_prefix(ADMIN_PREFIX)?;
+        let plain = !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+        plain.then(|| Self::Admin(name.to_owned()))
+    }
+
+    /// The role of a certificate whose chain has been verified. A certificate with no role, or with several, has none.
+    #[must_use]
+    pub fn of(certificate: &X509Certificate<'_>) -> Option<Self> {
+        let names = certificate.subject_alternative_name().ok().flatten()?;
+        let mut roles = names.value.general_names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(Self::from_uri(uri)),
+            _ => None,
+        });
+        match (roles.next(), roles.next()) {
+            (Some(role), None) => role,
+            _ => None,
+        }
+    }
+
+    /// "vm" or "admin".
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Vm(_) => "vm",
+            Self::Admin(_) => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.uri())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_exact_roles_are_read() {
+        let vm = VmId::random();
+        assert_eq!(Role::from_uri(&Role::Vm(vm).uri()), Some(Role::Vm(vm)));
+        assert_eq!(Role::from_uri("tidemark://admin/local"), Some(Role::Admin("local".into())));
+        for bad in [
+            "tidemark://vm/",
+            "tidemark://vm/x",
+            "tidemark://admin/",
+            "tidemark://admin/a/b",
+            "https://admin/a",
+            "",
+        ] {
+            assert_eq!(Role::from_uri(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! From a point as a person names it to the disks' bytes as of it.
+
+mod opened;
+mod when;
+
+pub use opened::{Leases, OpenedDisk, OpenedView, ViewLease};
+pub use when::{PointRefused, RecoveryPoint, cause_text, resolve, rfc3339};

@@ -1,0 +1,7 @@
+//! Connections: TLS before anything else, and who is at the other end.
+
+mod gate;
+mod listener;
+
+pub use gate::{Gate, Peer};
+pub use listener::{Incoming, bind};
