@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod ids;
 pub mod limits;
+pub mod tls;
 pub mod token;
 pub mod version;
 

@@ -7,6 +7,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use tidemark_proto::tls::SERVER_NAME;
 
 use super::{Authority, AuthorityError, SERVER_VALIDITY};
 
@@ -70,13 +71,16 @@ fn make(
     names: &[String],
     now_us: u64,
 ) -> Result<Current, AuthorityError> {
-    let (certificate, key, not_after_us) = authority.make_server(names, SERVER_VALIDITY, now_us)?;
+    let mut names = names.to_vec();
+    names.push(SERVER_NAME.to_owned());
+    let (certificate, key, not_after_us) = authority.make_server(&names, SERVER_VALIDITY, now_us)?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
     let signer = provider
         .key_provider
         .load_private_key(key)
         .map_err(|error| AuthorityError::Damaged(format!("new server key: {error}")))?;
-    let key = Arc::new(CertifiedKey::new(vec![certificate], signer));
+    // The authority's certificate goes along: an enrolling splitter knows only its hash.
+    let key = Arc::new(CertifiedKey::new(vec![certificate, authority.der().clone()], signer));
     let renew_at_us = not_after_us.saturating_sub((not_after_us.saturating_sub(now_us)) / 3);
     Ok(Current { key, renew_at_us })
 }
