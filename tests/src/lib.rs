@@ -1,13 +1,17 @@
 //! End-to-end tests of Tidemark: oracles, the harnesses that run the real programs, and house checks.
 //!
 //! * [`stamp`]: the workload whose every sector says which write it came from, and the checker that judges an image.
+//! * [`disks`]: block devices to protect, among them one with slow writes and fast reads.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
 //! * [`process`]: programs under test.
+//! * [`site`]: a whole installation on this machine.
 //! * [`house`]: the dependency direction between the crates.
 
+pub mod disks;
 pub mod guest;
 pub mod house;
 pub mod leftovers;
 pub mod process;
+pub mod site;
 pub mod stamp;
