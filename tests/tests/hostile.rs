@@ -35,7 +35,7 @@ async fn anonymous(site: &Site) -> Channel {
     let context: toml::Table = context.parse().unwrap();
     let ca = Certificate::from_pem(context["ca_pem"].as_str().unwrap());
     let port = site.address().rsplit_once(':').unwrap().1;
-    let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name("tidemark-appliance");
+    let tls = ClientTlsConfig::new().ca_certificate(ca).domain_name(tidemark_proto::tls::SERVER_NAME);
     let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}")).unwrap();
     endpoint.tls_config(tls).unwrap().connect().await.unwrap()
 }

@@ -207,13 +207,6 @@ impl Site {
         let shown = dir.to_string_lossy();
         let answer = self.cli_json(&["mount", vm, "--at", when, &shown, "--writable"])?;
         let lsn = answer["lsn"].as_u64().with_context(|| format!("no LSN in {answer}"))?;
-        let time_us = time_us(&answer["time"]).with_context(|| format!("no time in {answer}"))?;
-        Ok(View {
-            lsn,
-            time_us,
-            context: self.data().join("admin.context"),
-            dir: dir.to_owned(),
-            _record: record,
-        })
+        Ok(View { lsn, context: self.data().join("admin.context"), dir: dir.to_owned(), _record: record })
     }
 }
