@@ -9,6 +9,9 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 use tidemark_proto::ids::VmId;
 
+/// Marks the folder of a removed VM.
+const DOOMED_PREFIX: &str = ".removed-";
+
 /// A file could not be read or written.
 #[derive(Debug, Error)]
 #[error("{action} {path}: {source}")]
@@ -110,6 +113,28 @@ impl DataDir {
     #[must_use]
     pub fn vm(&self, vm: VmId) -> PathBuf {
         self.root.join("vms").join(vm.to_string())
+    }
+
+    /// Where the folder of a removed VM goes until it is deleted.
+    #[must_use]
+    pub fn doomed(&self, vm: VmId) -> PathBuf {
+        self.root.join("vms").join(format!("{DOOMED_PREFIX}{vm}"))
+    }
+
+    /// Deletes folders of removed VMs that a killed process left.
+    ///
+    /// # Errors
+    /// When a folder cannot be listed or deleted.
+    pub fn delete_doomed(&self) -> Result<(), FileError> {
+        let dir = self.root.join("vms");
+        let entries = fs::read_dir(&dir).map_err(|error| FileError::new("listing", &dir, error))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(DOOMED_PREFIX) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).map_err(|error| FileError::new("deleting", &path, error))?;
+            }
+        }
+        Ok(())
     }
 
     /// VMs that have a folder here. Entries that are no VM id are ignored.

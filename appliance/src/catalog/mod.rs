@@ -12,7 +12,7 @@ mod vms;
 pub use audit::AuditEntry;
 pub use bookmarks::BookmarkRow;
 pub use certificates::CertificateRow;
-pub use pool::{Catalog, CatalogError, CatalogUrl};
+pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
 pub use tokens::{TokenRow, TokenState};
 pub use vms::{HelloRecord, NewCertificate, VmRow};
 

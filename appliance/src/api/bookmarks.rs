@@ -1,0 +1,128 @@
+//! Placing bookmarks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemark_proto::ids::Lsn;
+use tidemark_proto::limits::NAME_MAX_CHARS;
+use tidemark_proto::v1::{BookmarkPoint, BookmarkReply, CreateBookmarkRequest};
+use tonic::Status;
+
+use super::{blocking, catalog, vm_named};
+use crate::core::Core;
+use crate::fleet::{Command, MarkerAsk, Vm};
+use crate::transport::Peer;
+
+/// How long the splitter may take to place a marker and the appliance to make it durable. A splitter that catches up
+/// after an overload has its ring, 256 MiB, ahead of it.
+const MARKER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long to wait for the heartbeat that makes the bookmark recoverable: ten of them.
+const HORIZON_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Between looks at the horizon.
+const HORIZON_INTERVAL: Duration = Duration::from_millis(20);
+
+pub(super) async fn create(
+    core: &Arc<Core>,
+    caller: &Peer,
+    request: CreateBookmarkRequest,
+) -> Result<BookmarkReply, Status> {
+    let vm = vm_named(core, &request.vm)?;
+    check_name(&request.name)?;
+    let requested = level(&request)?;
+    if core.catalog.bookmark(vm.id, &request.name).await.map_err(catalog)?.is_some() {
+        let text =
+            format!("a bookmark named '{}' exists for '{}': choose another name", request.name, vm.name);
+        return Err(Status::already_exists(text));
+    }
+    let id = uuid::Uuid::new_v4().to_string();
+    let (lsn, time_us) = place(&vm, &request.name, &id).await?;
+    core.audit(&caller.role.uri(), "create bookmark", &vm.name, &request.name).await;
+    wait_recoverable(&vm, lsn, &request.name).await?;
+    let point = BookmarkPoint { vm: vm.name.clone(), branch: String::new(), lsn: lsn.0, time_us };
+    Ok(BookmarkReply {
+        name: request.name,
+        id,
+        requested,
+        achieved: "crash".into(),
+        hold_us: 0,
+        points: vec![point],
+    })
+}
+
+fn check_name(name: &str) -> Result<(), Status> {
+    let characters = name.chars().count();
+    if characters == 0
+        || characters > NAME_MAX_CHARS
+        || name.chars().any(char::is_control)
+        || name.trim() != name
+    {
+        let text = format!(
+            "a bookmark's name has 1 to {NAME_MAX_CHARS} printable characters and no space at its ends"
+        );
+        return Err(Status::invalid_argument(text));
+    }
+    Ok(())
+}
+
+/// The level asked for, if it can be achieved or lowered.
+fn level(request: &CreateBookmarkRequest) -> Result<String, Status> {
+    match request.consistency.as_str() {
+        "" | "crash" => Ok("crash".into()),
+        level @ ("filesystem" | "application") if request.allow_lower => Ok(level.to_owned()),
+        level @ ("filesystem" | "application") => Err(Status::failed_precondition(format!(
+            "consistency '{level}' cannot be achieved by this version: use crash, or --allow-lower"
+        ))),
+        level => Err(Status::invalid_argument(format!(
+            "'{level}' is no consistency level: use crash, filesystem or application"
+        ))),
+    }
+}
+
+async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64), Status> {
+    let not_connected = || {
+        Status::unavailable(format!(
+            "the splitter of '{}' is not connected: a bookmark needs a live stream",
+            vm.name
+        ))
+    };
+    let session = vm.session().ok_or_else(not_connected)?;
+    let (request_id, outcome) = vm.expect_marker().map_err(Status::resource_exhausted)?;
+    let ask = MarkerAsk { request_id, name: name.to_owned(), bookmark_id: bookmark_id.to_owned() };
+    session.commands.try_send(Command::Marker(ask)).map_err(|_| not_connected())?;
+    match tokio::time::timeout(MARKER_TIMEOUT, outcome).await {
+        Ok(Ok(Ok(placed))) => Ok(placed),
+        Ok(Ok(Err(reason))) => Err(Status::aborted(format!("the bookmark was not placed: {reason}"))),
+        Ok(Err(_)) => Err(Status::aborted("the bookmark was not placed: the stream ended")),
+        Err(_) => Err(Status::deadline_exceeded(format!(
+            "the splitter of '{}' did not place the bookmark in {} s: it may still appear; `tidemark point list` shows it",
+            vm.name,
+            MARKER_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// Waits until the bookmark can be recovered, or says why it cannot.
+async fn wait_recoverable(vm: &Arc<Vm>, lsn: Lsn, name: &str) -> Result<(), Status> {
+    let deadline = tokio::time::Instant::now() + HORIZON_TIMEOUT;
+    loop {
+        let (log, at) = (Arc::clone(&vm.log), lsn);
+        let (behind, refused) = blocking(move || {
+            let journal = log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+            let timeline = journal.timeline();
+            let behind = timeline.horizon().is_none_or(|horizon| horizon.lsn < at);
+            Ok((behind, timeline.check(at, &[]).err().map(|error| error.to_string())))
+        })
+        .await?;
+        match refused {
+            None => return Ok(()),
+            Some(reason) if !behind || tokio::time::Instant::now() >= deadline => {
+                return Err(Status::aborted(format!(
+                    "bookmark '{name}' was placed at lsn:{lsn} and cannot be recovered: {reason}"
+                )));
+            }
+            Some(_) => tokio::time::sleep(HORIZON_INTERVAL).await,
+        }
+    }
+}

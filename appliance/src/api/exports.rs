@@ -1,0 +1,42 @@
+//! NBD exports, by the export server.
+
+use std::sync::Arc;
+
+use tidemark_proto::limits::TEXT_MAX_BYTES;
+use tidemark_proto::v1::{Empty, ExportsReply, StartExportRequest};
+use tonic::Status;
+
+use super::views::{open_view, optional_disk};
+use crate::core::Core;
+use crate::export::ExportError;
+use crate::transport::Peer;
+
+pub(super) async fn start(
+    core: &Arc<Core>,
+    caller: &Peer,
+    request: StartExportRequest,
+) -> Result<ExportsReply, Status> {
+    if request.tls_addr.len() > TEXT_MAX_BYTES {
+        return Err(Status::invalid_argument("the address is too long"));
+    }
+    let disk = optional_disk(&request.disk)?;
+    let view = open_view(core, &request.vm, request.at, disk).await?;
+    let detail = format!("lsn:{} {}", view.lsn, request.tls_addr);
+    let exports = core.exports.start(view, disk, &request.tls_addr).await.map_err(failed)?;
+    core.audit(&caller.role.uri(), "start export", &request.vm, &detail).await;
+    Ok(ExportsReply { exports })
+}
+
+pub(super) async fn stop(core: &Arc<Core>, caller: &Peer, id: &str) -> Result<Empty, Status> {
+    core.exports.stop(id).await.map_err(failed)?;
+    core.audit(&caller.role.uri(), "stop export", id, "").await;
+    Ok(Empty {})
+}
+
+fn failed(error: ExportError) -> Status {
+    match error {
+        ExportError::NotFound(text) => Status::not_found(text),
+        ExportError::Invalid(text) => Status::invalid_argument(text),
+        ExportError::Failed(text) => Status::unavailable(text),
+    }
+}

@@ -1,0 +1,130 @@
+//! Listing recovery points: windows, bookmarks, gaps.
+
+use std::sync::Arc;
+
+use tidemark_journal::timeline::{self, Timeline};
+use tidemark_proto::limits::TEXT_MAX_BYTES;
+use tidemark_proto::v1::{Gap, ListPointsRequest, ListPointsResponse, Point, When, Window, when};
+use tonic::Status;
+
+use super::{blocking, catalog, vm_named};
+use crate::catalog::BookmarkRow;
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::recovery::cause_text;
+
+/// Entries of each kind in one answer at most: the newest. An operator who needs more narrows the range.
+const ENTRIES_MAX: usize = 10_000;
+
+pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result<ListPointsResponse, Status> {
+    let vm = vm_named(core, &request.vm)?;
+    if request.search.len() > TEXT_MAX_BYTES {
+        return Err(Status::invalid_argument("the text to search for is too long"));
+    }
+    let bookmarks = core.catalog.bookmarks(vm.id).await.map_err(catalog)?;
+    blocking(move || {
+        let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+        let timeline = journal.timeline();
+        let now_us = now_us();
+        let from = bound(request.from.as_ref(), 0, &timeline, &bookmarks, now_us)?;
+        let to = bound(request.to.as_ref(), u64::MAX, &timeline, &bookmarks, now_us)?;
+        let range = Range { from, to };
+        let windows = timeline.windows(&[]).map_err(|error| Status::data_loss(error.to_string()))?;
+        let windows = windows.iter().filter_map(|window| range.window(window)).collect();
+        let search = request.search.to_lowercase();
+        let points = bookmarks
+            .iter()
+            .filter(|row| {
+                range.contains(row.lsn().0, row.time_us()) && row.name.to_lowercase().contains(&search)
+            })
+            .map(|row| point(&vm.name, row))
+            .collect();
+        let gaps = timeline.gaps().iter().filter(|gap| range.touches(gap)).map(gap_info).collect();
+        Ok(ListPointsResponse { windows: newest(windows), points: newest(points), gaps: newest(gaps) })
+    })
+    .await
+}
+
+fn newest<T>(mut entries: Vec<T>) -> Vec<T> {
+    let surplus = entries.len().saturating_sub(ENTRIES_MAX);
+    entries.drain(..surplus);
+    entries
+}
+
+/// LSN and time bounds, both inside; whichever the caller did not give is open.
+struct Range {
+    from: (u64, u64),
+    to: (u64, u64),
+}
+
+impl Range {
+    fn contains(&self, lsn: u64, time_us: u64) -> bool {
+        lsn >= self.from.0 && time_us >= self.from.1 && lsn <= self.to.0 && time_us <= self.to.1
+    }
+
+    fn touches(&self, gap: &timeline::Gap) -> bool {
+        let (to_lsn, to_us) = (gap.to.map_or(u64::MAX, |to| to.0), gap.to_time_us.unwrap_or(u64::MAX));
+        to_lsn >= self.from.0
+            && to_us >= self.from.1
+            && gap.from.0 <= self.to.0
+            && gap.from_time_us <= self.to.1
+    }
+
+    fn window(&self, window: &timeline::Window) -> Option<Window> {
+        let touches = window.to.lsn.0 >= self.from.0
+            && window.to.time_us >= self.from.1
+            && window.from.lsn.0 <= self.to.0
+            && window.from.time_us <= self.to.1;
+        touches.then_some(Window {
+            from_lsn: window.from.lsn.0,
+            to_lsn: window.to.lsn.0,
+            from_time_us: window.from.time_us,
+            to_time_us: window.to.time_us,
+        })
+    }
+}
+
+/// An end of the range as LSN and time; what `when` does not name is `open`. It need not be a recovery point.
+fn bound(
+    when: Option<&When>,
+    open: u64,
+    timeline: &Timeline,
+    bookmarks: &[BookmarkRow],
+    now_us: u64,
+) -> Result<(u64, u64), Status> {
+    let Some(point) = when.and_then(|when| when.point.as_ref()) else { return Ok((open, open)) };
+    Ok(match point {
+        when::Point::Latest(_) => (timeline.horizon().map_or(0, |horizon| horizon.lsn.0), open),
+        when::Point::Lsn(lsn) => (*lsn, open),
+        when::Point::TimeUs(time_us) => (open, *time_us),
+        when::Point::AgoUs(ago_us) => (open, now_us.saturating_sub(*ago_us)),
+        when::Point::Bookmark(name) => {
+            let row = bookmarks.iter().find(|row| row.name == *name);
+            let row = row.ok_or_else(|| Status::not_found(format!("there is no bookmark named '{name}'")))?;
+            (row.lsn().0, open)
+        }
+    })
+}
+
+fn point(vm: &str, row: &BookmarkRow) -> Point {
+    Point {
+        vm: vm.to_owned(),
+        lsn: row.lsn().0,
+        time_us: row.time_us(),
+        kind: "bookmark".into(),
+        name: row.name.clone(),
+        consistency: row.consistency.clone(),
+    }
+}
+
+fn gap_info(gap: &timeline::Gap) -> Gap {
+    Gap {
+        from_lsn: gap.from.0,
+        to_lsn: gap.to.map_or(0, |to| to.0),
+        from_time_us: gap.from_time_us,
+        to_time_us: gap.to_time_us.unwrap_or(0),
+        cause: cause_text(gap.cause).to_owned(),
+        detail: gap.detail.clone(),
+        disks: gap.disks.iter().map(ToString::to_string).collect(),
+    }
+}

@@ -1,0 +1,87 @@
+//! VMs and the state of the whole appliance.
+
+use std::sync::Arc;
+
+use tidemark_proto::v1::{Empty, ListVmsResponse, StatusReply, VmInfo};
+use tonic::Status;
+
+use super::{blocking, catalog, vm_named};
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::fleet::{alarms, vm_info};
+use crate::transport::Peer;
+
+pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse, Status> {
+    if !name.is_empty() {
+        vm_named(core, name)?;
+    }
+    let mut vms = describe(core).await?;
+    vms.retain(|vm| name.is_empty() || vm.name == name);
+    Ok(ListVmsResponse { vms, appliance_time_us: now_us() })
+}
+
+pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
+    let vms = describe(core).await?;
+    let space = *core.space.borrow();
+    Ok(StatusReply {
+        alarms: alarms(&vms, &space),
+        vms,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        appliance_time_us: now_us(),
+        data_free_bytes: space.free_bytes,
+    })
+}
+
+/// All VMs, by name.
+pub(crate) async fn describe(core: &Arc<Core>) -> Result<Vec<VmInfo>, Status> {
+    let rows = core.catalog.vms().await.map_err(catalog)?;
+    let core = Arc::clone(core);
+    blocking(move || {
+        let now_us = now_us();
+        let vms = core.fleet.all();
+        let row_of = |vm| rows.iter().find(|row| row.vm() == vm);
+        Ok(vms.iter().filter_map(|vm| Some(vm_info(vm, row_of(vm.id)?, now_us))).collect())
+    })
+    .await
+}
+
+pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
+    let vm = vm_named(core, name)?;
+    if core.leases.holds(vm.id) {
+        return Err(Status::failed_precondition(format!(
+            "a view of '{name}' is open: unmount or end it first"
+        )));
+    }
+    for certificate in core.catalog.certificates().await.map_err(catalog)? {
+        if certificate.vm() == Some(vm.id) {
+            core.gate.revoke(&certificate.serial);
+        }
+    }
+    vm.close_session("the VM was removed", false);
+    if let Some(session) = vm.session() {
+        let timeout = std::time::Duration::from_secs(10);
+        if tokio::time::timeout(timeout, session.done.cancelled()).await.is_err() {
+            return Err(Status::unavailable("the VM's stream is still being closed: try again"));
+        }
+    }
+    let (data, doomed) = (core.data.vm(vm.id), core.data.doomed(vm.id));
+    // Out of the way first: a folder that stays would come back as a VM when the appliance starts.
+    std::fs::rename(&data, &doomed).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(Status::internal(format!("moving {} aside: {error}", data.display()))),
+    })?;
+    core.catalog.remove_vm(vm.id, now_us()).await.map_err(catalog)?;
+    core.fleet.remove(vm.id);
+    core.metrics.forget(name);
+    core.audit(&caller.role.uri(), "remove VM", name, &vm.id.to_string()).await;
+    tracing::info!(vm = name, "VM removed");
+    blocking(move || {
+        vm.log.close("the VM was removed");
+        std::fs::remove_dir_all(&doomed).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(Status::internal(format!("the VM is removed; deleting {}: {error}", doomed.display()))),
+        })
+    })
+    .await?;
+    Ok(Empty {})
+}

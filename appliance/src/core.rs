@@ -1,0 +1,57 @@
+//! What all services of one appliance share.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Catalog;
+use crate::clock::now_us;
+use crate::data_dir::DataDir;
+use crate::export::Exports;
+use crate::fleet::Fleet;
+use crate::ingest::Committer;
+use crate::metrics::Metrics;
+use crate::pki::Authority;
+use crate::recovery::Leases;
+use crate::space::Space;
+use crate::tasks::Tasks;
+use crate::transport::Gate;
+
+/// The parts of a running appliance.
+#[derive(Debug)]
+pub struct Core {
+    /// The locked data folder.
+    pub data: DataDir,
+    /// Signs certificates.
+    pub authority: Authority,
+    /// Names, nonces, tokens, certificates, bookmarks, audit.
+    pub catalog: Catalog,
+    /// Who may call.
+    pub gate: Arc<Gate>,
+    /// The VMs.
+    pub fleet: Fleet,
+    /// Group commit.
+    pub committer: Arc<Committer>,
+    /// Prometheus metrics.
+    pub metrics: Arc<Metrics>,
+    /// Open views.
+    pub leases: Arc<Leases>,
+    /// NBD exports.
+    pub exports: Exports,
+    /// Free space, measured regularly.
+    pub space: watch::Receiver<Space>,
+    /// Cancelled when the appliance ends: streams say Goodbye.
+    pub stopping: CancellationToken,
+    /// Sessions, views and other work that shutdown waits for.
+    pub tasks: Tasks,
+}
+
+impl Core {
+    /// Notes an act in the audit trail. A failure is logged and changes nothing: the act has happened.
+    pub async fn audit(&self, actor: &str, action: &str, target: &str, detail: &str) {
+        if let Err(error) = self.catalog.audit(now_us(), actor, action, target, detail).await {
+            tracing::error!(%error, actor, action, target, "cannot write the audit trail");
+        }
+    }
+}

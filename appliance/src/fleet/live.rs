@@ -1,0 +1,73 @@
+//! What is known of a VM's live stream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tidemark_proto::v1;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now_us;
+
+/// What others may ask of a live session.
+#[derive(Debug)]
+pub enum Command {
+    /// End the stream with this Goodbye.
+    Close {
+        /// For people.
+        reason: String,
+        /// Whether the splitter should come back.
+        retry: bool,
+    },
+    /// Ask the splitter for a marker.
+    Marker(MarkerAsk),
+}
+
+/// A marker that the console asks for.
+#[derive(Debug, Clone)]
+pub struct MarkerAsk {
+    /// Never 0.
+    pub request_id: u64,
+    /// The bookmark's name.
+    pub name: String,
+    /// The bookmark's id, a UUID.
+    pub bookmark_id: String,
+}
+
+/// A live session as others see it.
+#[derive(Debug, Clone)]
+pub struct SessionHandle {
+    /// Unique in this process.
+    pub id: u64,
+    /// The guest's boot.
+    pub boot_id: String,
+    /// The tap's identity.
+    pub capture_id: Vec<u8>,
+    /// To the session. It may be full or closed: the session is then ending.
+    pub commands: mpsc::Sender<Command>,
+    /// When the last message came in, microseconds since 1970.
+    pub last_message_us: Arc<AtomicU64>,
+    /// Cancelled once the session no longer touches the journal.
+    pub done: CancellationToken,
+}
+
+impl SessionHandle {
+    /// Notes that a message came in.
+    pub(crate) fn touch(&self) {
+        self.last_message_us.store(now_us(), Ordering::Relaxed);
+    }
+}
+
+/// The newest heartbeat and counters of the live stream.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// Whether a session is open.
+    pub connected: bool,
+    /// The newest heartbeat of this session, not necessarily durable.
+    pub heartbeat: Option<v1::Heartbeat>,
+    /// When it came in.
+    pub heartbeat_at: Option<Instant>,
+    /// Why the last session ended, for people.
+    pub last_end: Option<String>,
+}

@@ -1,0 +1,231 @@
+//! One VM's journal as this process holds it: open, or down with the reason, and reopened after its disk failed.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tidemark_journal::storage::OsStorage;
+use tidemark_journal::{Journal, OpenError, Options, Position, SyncError};
+use tidemark_proto::ids::VmId;
+use tokio::sync::watch;
+
+/// How long reopening waits for the last user of the old journal (a view being opened, say) before it gives up.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The note under which a journal keeps its VM's name.
+const NAME_NOTE: &str = "vm.name";
+
+/// The journal cannot be used now; the text says why.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct LogDown(pub String);
+
+/// What is durable, or that durability failed.
+#[derive(Debug, Clone, Default)]
+pub struct Durable {
+    /// The end of what is durable.
+    pub position: Position,
+    /// The last sync failed, so the journal takes nothing more until it is opened again.
+    pub failed: Option<Arc<str>>,
+    /// The last sync found no space; the next may work.
+    pub full: bool,
+}
+
+/// One VM's journal.
+#[derive(Debug)]
+pub struct VmLog {
+    vm: VmId,
+    dir: PathBuf,
+    slot: Mutex<Slot>,
+    durable: watch::Sender<Durable>,
+    /// In the committer's list of journals to sync.
+    queued: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Open { journal: Arc<Journal>, damage: Option<String> },
+    Down(String),
+}
+
+impl VmLog {
+    /// Opens the journal in `dir`, creating it when there is none. Blocks. A journal that cannot be opened is kept as
+    /// down, so that one damaged VM does not stop the others.
+    #[must_use]
+    pub fn open(vm: VmId, dir: &Path) -> Arc<Self> {
+        let slot = open_slot(vm, dir);
+        let position = match &slot {
+            Slot::Open { journal, .. } => journal.durable(),
+            Slot::Down(_) => Position::default(),
+        };
+        let durable = watch::Sender::new(Durable { position, ..Durable::default() });
+        Arc::new(Self {
+            vm,
+            dir: dir.to_path_buf(),
+            slot: Mutex::new(slot),
+            durable,
+            queued: AtomicBool::new(false),
+        })
+    }
+
+    /// The journal, for reading and syncing. Do not keep it longer than one operation or one session.
+    ///
+    /// # Errors
+    /// When it is down.
+    pub fn journal(&self) -> Result<Arc<Journal>, LogDown> {
+        match self.slot.lock().as_deref() {
+            Ok(Slot::Open { journal, .. }) => Ok(Arc::clone(journal)),
+            Ok(Slot::Down(reason)) => Err(LogDown(reason.clone())),
+            Err(_) => Err(LogDown("its state was lost: restart the appliance".into())),
+        }
+    }
+
+    /// The journal, for appending.
+    ///
+    /// # Errors
+    /// When it is down or damaged.
+    pub fn writable(&self) -> Result<Arc<Journal>, LogDown> {
+        match self.problem() {
+            Some(problem) => Err(LogDown(problem)),
+            None => self.journal(),
+        }
+    }
+
+    /// What keeps the journal from taking writes.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        match self.slot.lock().as_deref() {
+            Ok(Slot::Open { damage, .. }) => damage.clone(),
+            Ok(Slot::Down(reason)) => Some(reason.clone()),
+            Err(_) => Some("its state was lost: restart the appliance".into()),
+        }
+    }
+
+    /// Keeps the VM's name in the journal, from which a lost catalog is rebuilt. Blocks.
+    pub(crate) fn name_it(&self, name: &str) {
+        let kept = self.writable().map_err(|down| down.0).and_then(|journal| {
+            if journal.note(NAME_NOTE).as_deref() == Some(name.as_bytes()) {
+                return Ok(());
+            }
+            journal.put_note(NAME_NOTE, name.as_bytes()).map_err(|error| error.to_string())
+        });
+        if let Err(problem) = kept {
+            tracing::warn!(vm = name, problem, "cannot keep the VM's name in its journal");
+        }
+    }
+
+    /// The VM's name as the journal has it.
+    #[must_use]
+    pub(crate) fn noted_name(&self) -> Option<String> {
+        String::from_utf8(self.journal().ok()?.note(NAME_NOTE)?).ok()
+    }
+
+    /// Follows what is durable.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Durable> {
+        self.durable.subscribe()
+    }
+
+    /// Marks the journal as waiting for a sync; false when it already was.
+    pub(crate) fn queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    /// Makes everything appended so far durable and tells those who watch. Blocks.
+    pub(crate) fn sync(&self) {
+        // Cleared first: what is appended from here on may miss this sync and queues the journal again.
+        self.queued.store(false, Ordering::Release);
+        let Ok(journal) = self.journal() else { return };
+        match journal.sync() {
+            Ok(position) => {
+                self.durable.send_replace(Durable { position, failed: None, full: false });
+                if let Err(error) = journal.maintain() {
+                    tracing::warn!(vm = %self.vm, %error, "cannot index closed segments");
+                }
+            }
+            Err(SyncError::Full) => self.durable.send_modify(|durable| durable.full = true),
+            Err(error) => {
+                tracing::error!(vm = %self.vm, %error, "the journal's disk failed");
+                self.durable.send_modify(|durable| durable.failed = Some(error.to_string().into()));
+            }
+        }
+    }
+
+    /// Closes the journal and opens it again, once nobody uses it: what reached the disk is then known. Blocks.
+    pub(crate) fn reopen(&self) {
+        let old = match self.slot.lock() {
+            Ok(mut slot) => {
+                std::mem::replace(&mut *slot, Slot::Down("the journal is being opened again".into()))
+            }
+            Err(_) => return,
+        };
+        if let Slot::Open { journal, .. } = old {
+            let weak = Arc::downgrade(&journal);
+            drop(journal);
+            let deadline = Instant::now() + RELEASE_TIMEOUT;
+            while weak.strong_count() > 0 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        let slot = open_slot(self.vm, &self.dir);
+        if let Slot::Open { journal, .. } = &slot {
+            let position = journal.durable();
+            self.durable.send_replace(Durable { position, ..Durable::default() });
+        }
+        if let Ok(mut current) = self.slot.lock() {
+            *current = slot;
+        }
+    }
+
+    /// Closes the journal for good, with a clean end when nobody else uses it. Blocks.
+    pub(crate) fn close(&self, reason: &str) {
+        let old = match self.slot.lock() {
+            Ok(mut slot) => std::mem::replace(&mut *slot, Slot::Down(reason.to_owned())),
+            Err(_) => return,
+        };
+        if let Slot::Open { journal, .. } = old
+            && let Some(journal) = Arc::into_inner(journal)
+            && let Err(error) = journal.close()
+        {
+            tracing::warn!(vm = %self.vm, %error, "the journal did not close cleanly");
+        }
+    }
+}
+
+fn open_slot(vm: VmId, dir: &Path) -> Slot {
+    match open_journal(vm, dir) {
+        Ok((journal, damage)) => Slot::Open { journal: Arc::new(journal), damage },
+        Err(error) => {
+            tracing::error!(%vm, dir = %dir.display(), %error, "cannot open the journal");
+            Slot::Down(format!("its journal cannot be opened: {error}"))
+        }
+    }
+}
+
+fn open_journal(vm: VmId, dir: &Path) -> Result<(Journal, Option<String>), OpenError> {
+    let options = Options { key: rand::random(), ..Options::default() };
+    if dir.exists() {
+        let storage = Arc::new(OsStorage::open(dir).map_err(OpenError::Storage)?);
+        match Journal::open(storage, options.clone()) {
+            Ok((journal, report)) => {
+                if report.cut_bytes > 0 || !report.moved_aside.is_empty() {
+                    tracing::info!(%vm, ?report, "journal recovered");
+                }
+                let damage = report.damage.map(|damage| {
+                    tracing::error!(%vm, %damage, "the journal is damaged and now read-only");
+                    format!("its journal is damaged ({damage}): points before the damage can be recovered")
+                });
+                return Ok((journal, damage));
+            }
+            Err(OpenError::Missing) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    std::fs::create_dir_all(dir).map_err(|error| {
+        OpenError::Storage(tidemark_journal::storage::StorageError::os("create", "journal", error))
+    })?;
+    let storage = Arc::new(OsStorage::create(dir).map_err(OpenError::Storage)?);
+    Ok((Journal::create(storage, vm, options)?, None))
+}

@@ -1,0 +1,11 @@
+//! The VMs of this appliance: each with its journal, its live stream if any, and what is known about it now.
+
+mod live;
+mod log;
+mod status;
+mod vm;
+
+pub use live::{Command, Live, MarkerAsk, SessionHandle};
+pub use log::{Durable, LogDown, VmLog};
+pub use status::{alarms, vm_info};
+pub use vm::{Fleet, MarkerOutcome, Vm};

@@ -1,0 +1,168 @@
+//! One VM, and all of them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use tidemark_proto::ids::{Lsn, VmId};
+use tokio::sync::oneshot;
+
+use super::{Command, Live, SessionHandle, VmLog};
+
+/// What became of a marker that was asked for.
+pub type MarkerOutcome = Result<(Lsn, u64), String>;
+
+/// Markers of one VM that are waited for at the same time, at most. Further requests are refused.
+const MARKERS_WAITING_MAX: usize = 64;
+
+/// One VM.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// Its journal.
+    pub log: Arc<VmLog>,
+    /// Held while a hello is judged: one at a time.
+    pub(crate) admission: tokio::sync::Mutex<()>,
+    session: Mutex<Option<SessionHandle>>,
+    live: Mutex<Live>,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<MarkerOutcome>>>,
+    next_request: AtomicU64,
+}
+
+impl Vm {
+    /// A VM without a session.
+    #[must_use]
+    pub fn new(id: VmId, name: String, log: Arc<VmLog>) -> Self {
+        Self {
+            id,
+            name,
+            log,
+            admission: tokio::sync::Mutex::new(()),
+            session: Mutex::default(),
+            live: Mutex::default(),
+            waiting: Mutex::default(),
+            // Request numbers of an earlier process must not be taken for ours.
+            next_request: AtomicU64::new(crate::clock::now_us().max(1)),
+        }
+    }
+
+    /// The live session.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionHandle> {
+        self.session.lock().ok()?.clone()
+    }
+
+    /// The stream's newest facts.
+    #[must_use]
+    pub fn live(&self) -> Live {
+        self.live.lock().map(|live| live.clone()).unwrap_or_default()
+    }
+
+    pub(crate) fn update_live(&self, change: impl FnOnce(&mut Live)) {
+        if let Ok(mut live) = self.live.lock() {
+            change(&mut live);
+        }
+    }
+
+    pub(crate) fn begin_session(&self, handle: SessionHandle) {
+        if let Ok(mut session) = self.session.lock() {
+            *session = Some(handle);
+        }
+        self.update_live(|live| *live = Live { connected: true, ..Live::default() });
+    }
+
+    /// Ends session `id`, unless another has taken over, and fails the markers it owed.
+    pub(crate) fn end_session(&self, id: u64, reason: &str) {
+        let Ok(mut session) = self.session.lock() else { return };
+        if session.as_ref().is_some_and(|current| current.id == id) {
+            *session = None;
+            drop(session);
+            self.update_live(|live| {
+                live.connected = false;
+                live.last_end = Some(reason.to_owned());
+            });
+            let waiting =
+                self.waiting.lock().map(|mut waiting| std::mem::take(&mut *waiting)).unwrap_or_default();
+            for (_, sender) in waiting {
+                // Nobody waiting any more is fine.
+                let _ = sender.send(Err(format!("the splitter's connection ended: {reason}")));
+            }
+        }
+    }
+
+    /// Asks the live session to end; it does so soon. False when there is none.
+    pub(crate) fn close_session(&self, reason: &str, retry: bool) -> bool {
+        let Some(session) = self.session() else { return false };
+        let _ = session.commands.try_send(Command::Close { reason: reason.to_owned(), retry });
+        true
+    }
+
+    /// Registers a marker to wait for. Returns its request number and where the outcome arrives.
+    ///
+    /// # Errors
+    /// When too many are waited for.
+    pub(crate) fn expect_marker(&self) -> Result<(u64, oneshot::Receiver<MarkerOutcome>), String> {
+        let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        let Ok(mut waiting) = self.waiting.lock() else { return Err("internal state was lost".into()) };
+        waiting.retain(|_, sender| !sender.is_closed());
+        if waiting.len() >= MARKERS_WAITING_MAX {
+            return Err(format!("{MARKERS_WAITING_MAX} bookmarks of this VM are being placed: try again"));
+        }
+        waiting.insert(request_id, sender);
+        Ok((request_id, receiver))
+    }
+
+    /// Tells the one who asked for a marker.
+    pub(crate) fn marker_done(&self, request_id: u64, outcome: MarkerOutcome) {
+        let sender = self.waiting.lock().ok().and_then(|mut waiting| waiting.remove(&request_id));
+        if let Some(sender) = sender {
+            let _ = sender.send(outcome);
+        }
+    }
+}
+
+/// All VMs of this appliance.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    vms: RwLock<HashMap<VmId, Arc<Vm>>>,
+}
+
+impl Fleet {
+    /// A VM by id.
+    #[must_use]
+    pub fn get(&self, id: VmId) -> Option<Arc<Vm>> {
+        self.vms.read().ok()?.get(&id).cloned()
+    }
+
+    /// A VM by name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<Arc<Vm>> {
+        self.vms.read().ok()?.values().find(|vm| vm.name == name).cloned()
+    }
+
+    /// All VMs by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Vm>> {
+        let mut vms: Vec<_> = self.vms.read().map(|vms| vms.values().cloned().collect()).unwrap_or_default();
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        vms
+    }
+
+    /// Adds a VM; one that is there stays.
+    pub fn add(&self, vm: Vm) {
+        if let Ok(mut vms) = self.vms.write() {
+            vms.entry(vm.id).or_insert_with(|| Arc::new(vm));
+        }
+    }
+
+    /// Removes a VM.
+    pub fn remove(&self, id: VmId) {
+        if let Ok(mut vms) = self.vms.write() {
+            vms.remove(&id);
+        }
+    }
+}

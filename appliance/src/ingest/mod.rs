@@ -1,0 +1,21 @@
+//! The splitters' streams: admission, validation, journaling, group commit, acknowledgement.
+
+mod appender;
+mod bookmarks;
+mod commit;
+mod entries;
+mod guest_clock;
+mod hello;
+mod reader;
+mod service;
+mod session;
+
+pub use bookmarks::{rebuild_bookmarks, store_bookmark};
+pub use commit::Committer;
+pub use service::SplitterService;
+
+/// Milliseconds between commits: far below the RPO goal, long enough that many frames share one `fdatasync`.
+pub const COMMIT_TICK_MS: u64 = 10;
+
+/// Journals synced at the same time at most: enough to keep an NVMe queue busy, few enough to leave threads to others.
+pub const COMMIT_PARALLEL: usize = 8;

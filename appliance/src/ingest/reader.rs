@@ -1,0 +1,138 @@
+//! Takes messages off one connection. It stops reading when too much waits, so that the connection's flow control
+//! holds the splitter; it answers pings at once, because the splitter measures its clock with them.
+
+use std::sync::Arc;
+
+use tidemark_proto::limits::{MESSAGE_MAX_BYTES, WINDOW_BYTES};
+use tidemark_proto::v1::{
+    ApplianceMessage, Frame, MarkerFailed, Pong, SplitterMessage, appliance_message, frame, splitter_message,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tonic::{Code, Status, Streaming};
+
+use super::session::Outbound;
+use crate::clock::now_us;
+use crate::fleet::SessionHandle;
+
+/// Messages decoded and not yet appended at most; beyond it the reader waits.
+const INBOUND_MAX: usize = 1024;
+
+/// Bytes of frames decoded and not yet appended at most: the window that the splitter was granted. Beyond it the
+/// reader waits.
+const INBOUND_MAX_BYTES: u64 = WINDOW_BYTES;
+
+/// Bytes that one permit stands for.
+const PERMIT_BYTES: usize = 1024;
+
+/// Bytes that a frame counts besides its payload, at least.
+const FRAME_OVERHEAD_BYTES: usize = 1024;
+
+/// What came in.
+pub(super) enum Inbound {
+    Frame(Frame, OwnedSemaphorePermit),
+    NonceSaved,
+    MarkerFailed(MarkerFailed),
+    /// The splitter broke a rule of the protocol.
+    Broken(String),
+    /// The connection is gone.
+    Lost(String),
+    /// The splitter will send no more.
+    Closed,
+}
+
+/// Ends the reader when dropped.
+#[derive(Debug)]
+pub(super) struct Reader(tokio::task::JoinHandle<()>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts reading.
+pub(super) fn spawn(
+    inbound: Streaming<SplitterMessage>,
+    outbound: Outbound,
+    handle: SessionHandle,
+) -> (mpsc::Receiver<Inbound>, Reader) {
+    let (sender, receiver) = mpsc::channel(INBOUND_MAX);
+    (receiver, Reader(tokio::spawn(read(inbound, outbound, handle, sender))))
+}
+
+async fn read(
+    mut inbound: Streaming<SplitterMessage>,
+    outbound: Outbound,
+    handle: SessionHandle,
+    sender: mpsc::Sender<Inbound>,
+) {
+    let units = usize::try_from(INBOUND_MAX_BYTES).unwrap_or(usize::MAX) / PERMIT_BYTES;
+    let budget = Arc::new(Semaphore::new(units));
+    loop {
+        let message = match inbound.message().await {
+            Ok(Some(message)) => message,
+            Ok(None) => {
+                let _ = sender.send(Inbound::Closed).await;
+                return;
+            }
+            Err(status) => {
+                let _ = sender.send(lost(&status)).await;
+                return;
+            }
+        };
+        handle.touch();
+        let message = match message.body {
+            Some(splitter_message::Body::Frame(frame)) => {
+                let units = u32::try_from(bytes(&frame).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+                let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
+                Inbound::Frame(frame, permit)
+            }
+            Some(splitter_message::Body::Ping(ping)) => {
+                let pong = Pong { boottime_ns: ping.boottime_ns, appliance_time_us: now_us() };
+                let body = Some(appliance_message::Body::Pong(pong));
+                // A splitter that does not read its messages gets no pongs; the session notices.
+                let _ = outbound.try_send(Ok(ApplianceMessage { body }));
+                continue;
+            }
+            Some(splitter_message::Body::NonceSaved(_)) => Inbound::NonceSaved,
+            Some(splitter_message::Body::MarkerFailed(failed)) => Inbound::MarkerFailed(failed),
+            Some(splitter_message::Body::Hello(_)) => Inbound::Broken("a second Hello".into()),
+            None => Inbound::Broken("a message of unknown kind".into()),
+        };
+        if sender.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn lost(status: &Status) -> Inbound {
+    match status.code() {
+        // The decoder refuses oversized and malformed messages with these.
+        Code::OutOfRange | Code::ResourceExhausted | Code::Internal if status.source_is_local() => {
+            Inbound::Broken(status.message().to_owned())
+        }
+        _ => Inbound::Lost(status.message().to_owned()),
+    }
+}
+
+trait LocalSource {
+    fn source_is_local(&self) -> bool;
+}
+
+impl LocalSource for Status {
+    /// Errors of the transport carry their cause; those of the decoder do not.
+    fn source_is_local(&self) -> bool {
+        std::error::Error::source(self).is_none()
+    }
+}
+
+/// What a frame counts against the budget: never more than the budget, which a message cannot exceed.
+fn bytes(frame: &Frame) -> usize {
+    let (payload, entries) = match &frame.body {
+        Some(frame::Body::Writes(writes)) => (writes.payload.len(), writes.entries.len()),
+        Some(frame::Body::Base(base)) => (base.payload.len(), base.entries.len()),
+        _ => (0, 0),
+    };
+    let table = entries.saturating_mul(64);
+    payload.saturating_add(table).saturating_add(FRAME_OVERHEAD_BYTES).min(MESSAGE_MAX_BYTES)
+}

@@ -1,0 +1,458 @@
+//! One live stream. A reader task takes messages off the connection; the session owns everything else: it selects an
+//! event, applies it, and lets one blocking call at a time append what has come in.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tidemark_proto::v1::{
+    Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SplitterMessage, Welcome, appliance_message,
+    splitter_message,
+};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::appender::{Appended, Appender, MarkerPlaced, Stop};
+use super::hello::{self, Refusal};
+use super::reader::{self, Inbound};
+use super::store_bookmark;
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::fleet::{Command, Durable, SessionHandle, Vm};
+use crate::metrics::VmLabel;
+use crate::transport::Peer;
+
+/// How long a client may take for its first message. A slower one is cut off.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Silence after which a stream counts as dead: a hundred heartbeats.
+const IDLE_TIMEOUT_US: u64 = 20_000_000;
+
+/// How long a message to the splitter may take to leave. A splitter that does not read is cut off.
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between checks of silence and of the certificate's validity.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Frames appended in one blocking call at most, so that acknowledgements and commands get their turn.
+const BATCH_FRAMES_MAX: usize = 64;
+
+/// Commands that wait for a session at most. Further ones fail.
+const COMMANDS_MAX: usize = 64;
+
+static NEXT_SESSION: AtomicU64 = AtomicU64::new(1);
+
+pub(super) type Outbound = mpsc::Sender<Result<ApplianceMessage, Status>>;
+
+/// Why a session ended.
+#[derive(Debug)]
+enum End {
+    /// The splitter closed the stream or vanished.
+    Left(String),
+    /// This side ends it.
+    Goodbye { reason: String, retry: bool },
+    /// The splitter broke a rule.
+    Broken(String),
+    /// Nothing more is accepted from the VM.
+    Quarantine(String),
+    /// The journal has to be opened again.
+    JournalFailed(String),
+}
+
+/// Serves one stream to its end.
+pub(super) async fn run(
+    core: Arc<Core>,
+    vm: Arc<Vm>,
+    peer: Peer,
+    mut inbound: Streaming<SplitterMessage>,
+    outbound: Outbound,
+) {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await {
+        Ok(Ok(Some(SplitterMessage { body: Some(splitter_message::Body::Hello(hello)) }))) => hello,
+        Ok(Ok(Some(_))) => return broken(&core, &outbound, "the first message must be Hello").await,
+        Ok(Ok(None)) => return,
+        Ok(Err(status)) => return broken(&core, &outbound, status.message()).await,
+        Err(_) => return broken(&core, &outbound, "no Hello came in time").await,
+    };
+    let end = match begin(&core, &vm, &hello, peer, &outbound).await {
+        Err(end) => end,
+        Ok((mut session, welcome)) => {
+            let handle = session.handle.clone();
+            tracing::info!(
+                session = handle.id,
+                lsn = welcome.durable.as_ref().map(|at| at.lsn),
+                "stream begins"
+            );
+            core.metrics.sessions.inc();
+            let end = session.serve(welcome, inbound).await;
+            session.settle().await;
+            drop(session);
+            if matches!(end, End::JournalFailed(_)) {
+                let log = Arc::clone(&vm.log);
+                // Views may still hold the journal for a moment; nothing here waits for that but the next hello.
+                let _ = tokio::task::spawn_blocking(move || log.reopen()).await;
+            }
+            vm.end_session(handle.id, end.reason());
+            handle.done.cancel();
+            core.metrics.sessions.dec();
+            end
+        }
+    };
+    finish(&core, &vm, end, &outbound).await;
+}
+
+async fn broken(core: &Core, outbound: &Outbound, reason: &str) {
+    core.metrics.rejected("stream");
+    tracing::warn!(reason, "stream refused");
+    goodbye(outbound, reason, false).await;
+}
+
+/// Admits the hello and registers the session.
+async fn begin<'a>(
+    core: &'a Arc<Core>,
+    vm: &'a Arc<Vm>,
+    hello: &Hello,
+    peer: Peer,
+    outbound: &'a Outbound,
+) -> Result<(Session<'a>, Welcome), End> {
+    let _admission = vm.admission.lock().await;
+    let admitted = hello::admit(core, vm, hello).await.map_err(|refusal| match refusal {
+        Refusal::Later(reason) => End::Goodbye { reason, retry: true },
+        Refusal::Final(reason) => End::Goodbye { reason, retry: false },
+        Refusal::Quarantine(reason) => End::Quarantine(reason),
+    })?;
+    let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+    let id = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
+    let handle = hello::handle(id, hello, sender, CancellationToken::new());
+    vm.begin_session(handle.clone());
+    let appended_seq = admitted.welcome.durable.as_ref().map_or(0, |durable| durable.seq);
+    let session = Session {
+        core,
+        vm,
+        peer,
+        handle,
+        outbound,
+        commands,
+        durable: vm.log.watch(),
+        appender: Some(Appender::new(admitted.journal, admitted.capture_id, admitted.last_time_us)),
+        appending: None,
+        queue: VecDeque::new(),
+        pending_nonce_hash: Some(admitted.pending_nonce_hash),
+        appended_seq,
+        acked_seq: appended_seq,
+        markers: VecDeque::new(),
+        label: VmLabel { vm: vm.name.clone() },
+    };
+    Ok((session, admitted.welcome))
+}
+
+async fn finish(core: &Core, vm: &Vm, end: End, outbound: &Outbound) {
+    match end {
+        End::Left(reason) => tracing::info!(reason, "stream ended"),
+        End::Goodbye { reason, retry } => {
+            tracing::info!(reason, retry, "stream ended by the appliance");
+            goodbye(outbound, &reason, retry).await;
+        }
+        End::Broken(reason) => {
+            core.metrics.rejected("stream");
+            tracing::warn!(reason, "stream refused: the splitter broke the protocol");
+            goodbye(outbound, &reason, true).await;
+        }
+        End::Quarantine(reason) => {
+            core.metrics.rejected("quarantine");
+            tracing::warn!(reason, "VM quarantined");
+            if let Err(error) = core.catalog.quarantine(vm.id, &reason).await {
+                tracing::error!(%error, "cannot record the quarantine");
+            }
+            core.audit("appliance", "quarantine", &vm.name, &reason).await;
+            let text = format!(
+                "this VM is quarantined ({reason}): run `tidemark token create --vm {} --replace` and enrol again",
+                vm.name
+            );
+            vm.close_session(&text, false);
+            goodbye(outbound, &text, false).await;
+        }
+        End::JournalFailed(reason) => {
+            tracing::error!(reason, "stream ended: the journal failed and was opened again");
+            goodbye(outbound, "the appliance's journal failed and is being opened again", true).await;
+        }
+    }
+}
+
+async fn goodbye(outbound: &Outbound, reason: &str, retry: bool) {
+    let message = Goodbye { reason: reason.to_owned(), retry };
+    // A splitter that has gone needs no farewell.
+    let _ = send(outbound, appliance_message::Body::Goodbye(message)).await;
+}
+
+pub(super) async fn send(outbound: &Outbound, body: appliance_message::Body) -> bool {
+    let message = Ok(ApplianceMessage { body: Some(body) });
+    matches!(tokio::time::timeout(SEND_TIMEOUT, outbound.send(message)).await, Ok(Ok(())))
+}
+
+impl End {
+    fn reason(&self) -> &str {
+        match self {
+            Self::Left(reason)
+            | Self::Goodbye { reason, .. }
+            | Self::Broken(reason)
+            | Self::Quarantine(reason)
+            | Self::JournalFailed(reason) => reason,
+        }
+    }
+}
+
+impl From<Stop> for End {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Invalid(problem) => Self::Broken(problem),
+            Stop::Fork(_) => Self::Quarantine(stop.to_string()),
+            Stop::Full => Self::Goodbye { reason: stop.to_string(), retry: true },
+            Stop::Journal(problem) => Self::JournalFailed(problem),
+        }
+    }
+}
+
+struct Batch {
+    appender: Appender,
+    appended: Appended,
+    last_seq: Option<u64>,
+    outcome: Result<(), Stop>,
+}
+
+struct Session<'a> {
+    core: &'a Arc<Core>,
+    vm: &'a Arc<Vm>,
+    peer: Peer,
+    handle: SessionHandle,
+    outbound: &'a Outbound,
+    commands: mpsc::Receiver<Command>,
+    durable: watch::Receiver<Durable>,
+    /// Absent while a batch is being appended, and after an error.
+    appender: Option<Appender>,
+    appending: Option<JoinHandle<Batch>>,
+    queue: VecDeque<(Frame, OwnedSemaphorePermit)>,
+    /// Present until the splitter has saved its new nonce; no frame is taken before.
+    pending_nonce_hash: Option<String>,
+    appended_seq: u64,
+    acked_seq: u64,
+    /// Appended, not yet durable.
+    markers: VecDeque<MarkerPlaced>,
+    label: VmLabel,
+}
+
+impl Session<'_> {
+    async fn serve(&mut self, welcome: Welcome, inbound: Streaming<SplitterMessage>) -> End {
+        if !send(self.outbound, appliance_message::Body::Welcome(welcome)).await {
+            return End::Left("the splitter left before it was welcomed".into());
+        }
+        let (mut received, _reader) = reader::spawn(inbound, self.outbound.clone(), self.handle.clone());
+        let (mut space, stopping) = (self.core.space.clone(), self.core.stopping.clone());
+        let revoked = self.peer.revoked.clone();
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        let mut left = false;
+        loop {
+            self.start_append();
+            if left
+                && self.queue.is_empty()
+                && self.appending.is_none()
+                && self.acked_seq >= self.appended_seq
+            {
+                return End::Left("the splitter closed the stream".into());
+            }
+            let step = tokio::select! {
+                biased;
+                () = stopping.cancelled() => Err(later("the appliance is shutting down")),
+                () = revoked.cancelled() => Err(End::Goodbye { reason: "the certificate was revoked".into(), retry: false }),
+                command = self.commands.recv() => self.command(command).await,
+                Ok(()) = self.durable.changed() => self.committed().await,
+                Ok(()) = space.changed() => match space.borrow_and_update().full {
+                    true => Err(later("the appliance's disk is full")),
+                    false => Ok(()),
+                },
+                batch = joined(&mut self.appending) => self.appended(batch),
+                message = received.recv(), if !left => match message {
+                    Some(Inbound::Closed) | None => { left = true; Ok(()) }
+                    Some(message) => self.received(message).await,
+                },
+                _ = check.tick() => self.check(left),
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Waits for the blocking call that still uses the journal.
+    async fn settle(&mut self) {
+        if let Some(appending) = self.appending.take() {
+            let _ = appending.await;
+            self.core.committer.dirty(&self.vm.log, false);
+        }
+        self.appender = None;
+    }
+
+    fn start_append(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let Some(mut appender) = self.appender.take() else { return };
+        let count = self.queue.len().min(BATCH_FRAMES_MAX);
+        let frames: Vec<_> = self.queue.drain(..count).collect();
+        self.appending = Some(tokio::task::spawn_blocking(move || {
+            let mut appended = Appended::default();
+            let (mut outcome, mut last_seq) = (Ok(()), None);
+            for (frame, permit) in frames {
+                outcome = appender.append(&frame, now_us(), &mut appended);
+                drop(permit);
+                if outcome.is_err() {
+                    break;
+                }
+                last_seq = Some(frame.seq);
+            }
+            Batch { appender, appended, last_seq, outcome }
+        }));
+    }
+
+    fn appended(&mut self, batch: Result<Batch, String>) -> Result<(), End> {
+        self.appending = None;
+        let batch = batch.map_err(End::JournalFailed)?;
+        if let Some(seq) = batch.last_seq {
+            self.appended_seq = seq;
+            let urgent = !batch.appended.markers.is_empty();
+            self.core.committer.dirty(&self.vm.log, urgent);
+        }
+        let metrics = &self.core.metrics;
+        metrics.received_bytes.get_or_create(&self.label).inc_by(batch.appended.payload_bytes);
+        metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
+        if let Some(heartbeat) = batch.appended.heartbeat {
+            self.vm.update_live(|live| {
+                live.heartbeat = Some(heartbeat);
+                live.heartbeat_at = Some(tokio::time::Instant::now());
+            });
+        }
+        self.markers.extend(batch.appended.markers);
+        batch.outcome?;
+        self.appender = Some(batch.appender);
+        Ok(())
+    }
+
+    async fn committed(&mut self) -> Result<(), End> {
+        let durable = self.durable.borrow_and_update().clone();
+        if let Some(problem) = durable.failed {
+            return Err(End::JournalFailed(problem.to_string()));
+        }
+        if durable.full {
+            return Err(later("the appliance's disk is full"));
+        }
+        let position = durable.position;
+        if position.seq > self.acked_seq {
+            self.acked_seq = position.seq;
+            let ack = Ack { durable: Some(hello::stream_position(&position)) };
+            if !send(self.outbound, appliance_message::Body::Ack(ack)).await {
+                return Err(End::Left("the splitter takes no more acknowledgements".into()));
+            }
+        }
+        while self.markers.front().is_some_and(|marker| marker.lsn <= position.lsn) {
+            let Some(marker) = self.markers.pop_front() else { break };
+            let (core, vm) = (Arc::clone(self.core), Arc::clone(self.vm));
+            self.core.tasks.spawn(async move { keep_marker(&core, &vm, marker).await });
+        }
+        Ok(())
+    }
+
+    async fn received(&mut self, message: Inbound) -> Result<(), End> {
+        match message {
+            Inbound::Frame(frame, permit) => {
+                if self.pending_nonce_hash.is_some() {
+                    return Err(End::Broken("a frame came before NonceSaved".into()));
+                }
+                self.queue.push_back((frame, permit));
+                Ok(())
+            }
+            Inbound::NonceSaved => {
+                if let Some(hash) = self.pending_nonce_hash.take() {
+                    self.core
+                        .catalog
+                        .nonce_saved(self.vm.id, &hash)
+                        .await
+                        .map_err(|error| later(&error.to_string()))?;
+                }
+                Ok(())
+            }
+            Inbound::MarkerFailed(failed) => {
+                let reason: String = failed.reason.chars().take(200).collect();
+                self.vm.marker_done(
+                    failed.request_id,
+                    Err(format!("the splitter could not place it: {reason}")),
+                );
+                Ok(())
+            }
+            Inbound::Broken(problem) => Err(End::Broken(problem)),
+            Inbound::Lost(problem) => Err(End::Left(format!("the connection broke: {problem}"))),
+            Inbound::Closed => Ok(()),
+        }
+    }
+
+    async fn command(&mut self, command: Option<Command>) -> Result<(), End> {
+        match command {
+            None => Err(later("the VM was removed")),
+            Some(Command::Close { reason, retry }) => Err(End::Goodbye { reason, retry }),
+            Some(Command::Marker(ask)) => {
+                let request = MarkerRequest {
+                    request_id: ask.request_id,
+                    name: ask.name,
+                    bookmark_id: ask.bookmark_id,
+                };
+                if send(self.outbound, appliance_message::Body::MarkerRequest(request)).await {
+                    Ok(())
+                } else {
+                    Err(End::Left("the splitter takes no more messages".into()))
+                }
+            }
+        }
+    }
+
+    fn check(&self, left: bool) -> Result<(), End> {
+        let now_us = now_us();
+        if now_us >= self.peer.not_after_us {
+            return Err(later("the certificate has expired: reconnect with the renewed one"));
+        }
+        if left && self.outbound.is_closed() {
+            return Err(End::Left("the splitter closed the stream".into()));
+        }
+        let silent_us = now_us.saturating_sub(self.handle.last_message_us.load(Ordering::Relaxed));
+        if silent_us > IDLE_TIMEOUT_US && self.queue.is_empty() && self.appending.is_none() {
+            return Err(later("nothing was heard from the splitter for 20 seconds"));
+        }
+        Ok(())
+    }
+}
+
+fn later(reason: &str) -> End {
+    End::Goodbye { reason: reason.to_owned(), retry: true }
+}
+
+/// The outcome of the running batch; never ready when none runs.
+async fn joined(appending: &mut Option<JoinHandle<Batch>>) -> Result<Batch, String> {
+    match appending {
+        Some(handle) => handle.await.map_err(|error| format!("appending ended unexpectedly: {error}")),
+        None => std::future::pending().await,
+    }
+}
+
+async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
+    let outcome =
+        store_bookmark(&core.catalog, vm.id, &marker.bookmark_id, &marker.name, marker.lsn, marker.time_us)
+            .await;
+    if let Err(error) = &outcome {
+        tracing::error!(vm = %vm.name, name = marker.name, %error, "cannot copy a bookmark to the catalog");
+    }
+    if marker.request_id != 0 {
+        let outcome = outcome.map(|_| (marker.lsn, marker.time_us)).map_err(|error| error.to_string());
+        vm.marker_done(marker.request_id, outcome);
+    }
+}

@@ -1,0 +1,342 @@
+//! Starting and ending an appliance.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustls::crypto::CryptoProvider;
+use tidemark_proto::limits::MESSAGE_MAX_BYTES;
+use tidemark_proto::v1::console_server::ConsoleServer;
+use tidemark_proto::v1::enrolment_server::EnrolmentServer;
+use tidemark_proto::v1::splitter_server::SplitterServer;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Server;
+
+use crate::api::{self, ConsoleService};
+use crate::catalog::Catalog;
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::data_dir::DataDir;
+use crate::enrolment::{self, EnrolmentService};
+use crate::export::Exports;
+use crate::fleet::{Fleet, Vm, VmLog};
+use crate::ingest::{Committer, SplitterService, rebuild_bookmarks};
+use crate::metrics::Metrics;
+use crate::pki::{Authority, ServerCertificate, server_config};
+use crate::recovery::Leases;
+use crate::settings::Settings;
+use crate::space::Space;
+use crate::tasks::Tasks;
+use crate::transport::{Gate, Incoming, bind};
+use crate::{admin_context, http};
+
+/// Bytes of HTTP/2 flow control per stream and per connection: a stream at 400 MB/s with 40 ms of round trip and
+/// scheduling. A splitter that sends more waits.
+const HTTP2_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Bytes of one HTTP/2 data frame at most: fewer, larger ones cost less per byte.
+const HTTP2_FRAME_BYTES: u32 = 1 << 20;
+
+/// Calls at a time on one connection at most. Further ones wait.
+const HTTP2_STREAMS_MAX: u32 = 128;
+
+/// Silence after which a connection is pinged, and how long the answer may take: a dead console's view ends with it.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// Between measurements of free space: a stream at 1 GB/s fills a reserve in this time.
+const SPACE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Between looks at what renews or expires.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// How long expired certificates stay listed, for the auditor.
+const KEEP_EXPIRED_US: u64 = 365 * 24 * 3600 * 1_000_000;
+
+/// How long streams, then connections, may take to end at shutdown. What is left is cut off; nothing acknowledged is lost.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running appliance.
+#[derive(Debug)]
+pub struct Appliance {
+    /// Where splitters and consoles connect.
+    pub address: SocketAddr,
+    /// Where metrics and health are.
+    pub http: SocketAddr,
+    core: Arc<Core>,
+    /// Ends the servers and the committer, after `core.stopping` has ended the streams.
+    ending: CancellationToken,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    committer: JoinHandle<()>,
+}
+
+impl Appliance {
+    /// Starts: takes the data folder, makes what is missing, opens all journals, listens.
+    ///
+    /// # Errors
+    /// With what could not be done, in words for the operator.
+    pub async fn start(settings: &Settings) -> anyhow::Result<Self> {
+        let now_us = now_us();
+        let data = DataDir::open(&settings.data)?;
+        data.delete_doomed()?;
+        let authority = Authority::load_or_create(&data.ca(), now_us)?;
+        let catalog = Catalog::open(&settings.catalog, &data.catalog(), &authority.sha256()).await?;
+        let metrics = Arc::new(Metrics::default());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let names = server_names(settings);
+        let certificate = Arc::new(ServerCertificate::new(&authority, &provider, names, now_us)?);
+        let tls = server_config(&authority, Arc::clone(&provider), Arc::clone(&certificate))?;
+        let fleet = open_fleet(&data, &catalog).await?;
+        let (address, incoming) = bind(settings.listen, Arc::new(tls), Arc::clone(&metrics))
+            .await
+            .with_context(|| format!("listening on {}", settings.listen))?;
+        admin_context::refresh(&data, &authority, &catalog, reachable(address), now_us).await?;
+        let gate = Arc::new(Gate::new(&catalog.certificates().await?, Arc::clone(&metrics)));
+        let space = Space::measure(data.root(), false).context("measuring free space")?;
+        let (space_sender, space) = watch::channel(space);
+        let core = Arc::new(Core {
+            exports: Exports::new(data.exports()),
+            data,
+            authority,
+            catalog,
+            gate,
+            fleet,
+            committer: Arc::new(Committer::default()),
+            metrics,
+            leases: Arc::new(Leases::default()),
+            space,
+            stopping: CancellationToken::new(),
+            tasks: Tasks::default(),
+        });
+        let ending = CancellationToken::new();
+        let http = http::serve(settings.http, Arc::clone(&core), ending.clone())
+            .await
+            .with_context(|| format!("listening on {} for metrics", settings.http))?;
+        let committer = Arc::clone(&core.committer).run(Arc::clone(&core.metrics), ending.clone());
+        let committer = tokio::spawn(committer);
+        tokio::spawn(watch_space(Arc::clone(&core), space_sender, ending.clone()));
+        tokio::spawn(upkeep(Arc::clone(&core), certificate, provider, ending.clone()));
+        let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
+        Ok(Self { address, http, core, ending, server, committer })
+    }
+
+    /// The shared parts, for tests and embedding.
+    #[must_use]
+    pub fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// Ends when the server does, which it does not by itself.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        match (&mut self.server).await {
+            Ok(Ok(())) => anyhow::anyhow!("the server ended"),
+            Ok(Err(error)) => anyhow::Error::new(error).context("serving"),
+            Err(error) => anyhow::Error::new(error).context("serving"),
+        }
+    }
+
+    /// Ends in order: streams say Goodbye, everything appended becomes durable, connections close.
+    pub async fn shutdown(self) {
+        self.core.stopping.cancel();
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.core.tasks.wait()).await.is_err() {
+            tracing::warn!("streams did not end in time and are cut off");
+        }
+        self.core.exports.stop_all().await;
+        self.ending.cancel();
+        if self.committer.await.is_err() {
+            tracing::error!("the committer ended unexpectedly");
+        }
+        let abort = self.server.abort_handle();
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, self.server).await.is_err() {
+            // An idle console keeps its connection; it has nothing to lose.
+            abort.abort();
+        }
+        let core = Arc::clone(&self.core);
+        let closed = tokio::task::spawn_blocking(move || {
+            for vm in core.fleet.all() {
+                vm.log.close("the appliance is shutting down");
+            }
+        });
+        if closed.await.is_err() {
+            tracing::error!("closing the journals ended unexpectedly");
+        }
+        self.core.catalog.close().await;
+    }
+}
+
+/// Where a console on this machine finds the listener.
+fn reachable(address: SocketAddr) -> String {
+    let ip = match address.ip() {
+        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port()).to_string()
+}
+
+/// Names in the server's certificate: the address, the host's name, loopback, and what the operator adds.
+fn server_names(settings: &Settings) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if !settings.listen.ip().is_unspecified() {
+        names.push(settings.listen.ip().to_string());
+    }
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let hostname = hostname.trim();
+    if !hostname.is_empty()
+        && hostname.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+    {
+        names.push(hostname.to_owned());
+    }
+    names.extend(settings.names.iter().cloned());
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Opens the journals of all VMs that the catalog or the data folder knows, and completes the catalog from them.
+async fn open_fleet(data: &DataDir, catalog: &Catalog) -> anyhow::Result<Fleet> {
+    let mut known: Vec<_> = catalog.vms().await?.into_iter().map(|row| (row.vm(), Some(row.name))).collect();
+    for vm in data.vms()? {
+        if !known.iter().any(|(id, _)| *id == vm) {
+            known.push((vm, None));
+        }
+    }
+    let opening: Vec<_> = known
+        .into_iter()
+        .map(|(id, name)| {
+            let dir = data.journal(id);
+            (id, name, tokio::task::spawn_blocking(move || VmLog::open(id, &dir)))
+        })
+        .collect();
+    let fleet = Fleet::default();
+    for (id, name, log) in opening {
+        let log = log.await.context("opening a journal")?;
+        let name = match name {
+            Some(name) => {
+                let (log, name) = (Arc::clone(&log), name.clone());
+                let noted = tokio::task::spawn_blocking(move || {
+                    log.name_it(&name);
+                    name
+                });
+                noted.await.context("opening a journal")?
+            }
+            None => adopt(catalog, id, &log).await?,
+        };
+        if let Ok(journal) = log.journal() {
+            let rebuilt = rebuild_bookmarks(catalog, id, &journal.timeline()).await?;
+            if rebuilt > 0 {
+                tracing::info!(vm = name, rebuilt, "bookmarks copied from the journal to the catalog");
+            }
+        }
+        fleet.add(Vm::new(id, name, log));
+    }
+    Ok(fleet)
+}
+
+/// Lists a VM of which only the journal is left. Its credentials are gone, so it must be enrolled again.
+async fn adopt(catalog: &Catalog, id: tidemark_proto::ids::VmId, log: &VmLog) -> anyhow::Result<String> {
+    let reason = "the catalog was lost: its journal is here, its credentials are not";
+    let fallback = format!("vm-{id}");
+    let name = log.noted_name().unwrap_or_else(|| fallback.clone());
+    tracing::warn!(vm = name, %id, "a journal without a catalog entry: the VM must be enrolled again");
+    match catalog.rebuild_vm(id, &name, reason, now_us()).await {
+        Ok(()) => Ok(name),
+        Err(crate::catalog::CatalogError::Taken(_)) => {
+            catalog.rebuild_vm(id, &fallback, reason, now_us()).await?;
+            Ok(fallback)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn serve(
+    core: Arc<Core>,
+    incoming: Incoming,
+    ending: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (vm_gate, admin_gate) = (Arc::clone(&core.gate), Arc::clone(&core.gate));
+    let splitter = SplitterServer::new(SplitterService::new(Arc::clone(&core)))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES);
+    let splitter = InterceptedService::new(splitter, move |request| vm_gate.admit_vm(request));
+    let console = ConsoleServer::new(ConsoleService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let console = InterceptedService::new(console, move |request| admin_gate.admit_admin(request));
+    let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
+        .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
+    Server::builder()
+        .initial_stream_window_size(HTTP2_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_WINDOW_BYTES)
+        .max_frame_size(HTTP2_FRAME_BYTES)
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(splitter)
+        .add_service(console)
+        .add_service(enrolment)
+        .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
+        .await
+}
+
+async fn watch_space(core: Arc<Core>, sender: watch::Sender<Space>, ending: CancellationToken) {
+    let root = core.data.root().to_path_buf();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SPACE_INTERVAL) => {}
+            () = ending.cancelled() => return,
+        }
+        measure(&root, &sender, &core.metrics);
+    }
+}
+
+fn measure(root: &Path, sender: &watch::Sender<Space>, metrics: &Metrics) {
+    let was_full = sender.borrow().full;
+    let space = match Space::measure(root, was_full) {
+        Ok(space) => space,
+        Err(error) => return tracing::error!(%error, "cannot measure free space"),
+    };
+    metrics.free_bytes.set(i64::try_from(space.free_bytes).unwrap_or(i64::MAX));
+    if space.full && !was_full {
+        tracing::error!(free_bytes = space.free_bytes, "the disk is full: ingest stops until there is space");
+    } else if was_full && !space.full {
+        tracing::info!(free_bytes = space.free_bytes, "there is space again: ingest resumes");
+    }
+    // Only the turn from one state to the other wakes the streams.
+    sender.send_if_modified(|current| {
+        let turned = current.full != space.full;
+        *current = space;
+        turned
+    });
+}
+
+async fn upkeep(
+    core: Arc<Core>,
+    certificate: Arc<ServerCertificate>,
+    provider: Arc<CryptoProvider>,
+    ending: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP_INTERVAL) => {}
+            () = ending.cancelled() => return,
+        }
+        let now_us = now_us();
+        match certificate.renew_if_due(&core.authority, &provider, now_us) {
+            Ok(true) => tracing::info!("server certificate renewed"),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "cannot renew the server certificate"),
+        }
+        let before_us = now_us.saturating_sub(KEEP_EXPIRED_US);
+        match core.catalog.forget_expired_certificates(before_us).await {
+            Ok(0) => {}
+            Ok(_) => {
+                if let Ok(rows) = core.catalog.certificates().await {
+                    core.gate.retain(|serial| rows.iter().any(|row| row.serial == serial));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot forget expired certificates"),
+        }
+    }
+}

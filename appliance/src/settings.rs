@@ -1,0 +1,198 @@
+//! What an appliance is told: by the command line, and by a file for what is not there.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::catalog::{CatalogUrl, InvalidCatalogUrl};
+
+/// The recovery appliance: takes the write streams of splitters and gives back any point of them.
+#[derive(Debug, Parser)]
+#[command(name = "tidemark-appliance", version, after_help = EXAMPLE)]
+pub struct Arguments {
+    /// Folder of journals, catalog, certificate authority and admin.context; created when missing
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Address for splitters and consoles [default: 127.0.0.1:7440]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Loopback address for /metrics and /healthz [default: 127.0.0.1:7441]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
+    /// Catalog: sqlite, sqlite:FILE or postgres://USER@HOST/DATABASE [default: sqlite]
+    #[arg(long, value_name = "URL")]
+    pub catalog: Option<String>,
+    /// Further names or addresses under which clients reach this appliance (may repeat)
+    #[arg(long = "name", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Form of the log on standard error [default: text]
+    #[arg(long, value_name = "FORM")]
+    pub log: Option<LogForm>,
+    /// TOML file with the same settings (listen, http, catalog, names, log); the command line wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+const EXAMPLE: &str = "Example:\n  tidemark-appliance --data /var/lib/tidemark --listen 0.0.0.0:7440\n  \
+                       tidemark --context /var/lib/tidemark/admin.context token create --vm web-1";
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogForm {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The settings file. Unknown keys are refused: a misspelt one would silently do nothing.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    catalog: Option<String>,
+    #[serde(default)]
+    names: Vec<String>,
+    log: Option<LogForm>,
+}
+
+/// Checked settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The data folder.
+    pub data: PathBuf,
+    /// For splitters and consoles; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// For metrics and health; loopback.
+    pub http: SocketAddr,
+    /// Where the catalog is.
+    pub catalog: CatalogUrl,
+    /// Further names in the server's certificate.
+    pub names: Vec<String>,
+    /// The form of the log.
+    pub log: LogForm,
+}
+
+/// The settings are unusable.
+#[derive(Debug, Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("reading {path}: {source}")]
+    Read {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {problem}")]
+    Parse {
+        /// Which.
+        path: String,
+        /// Line and reason.
+        problem: String,
+    },
+    /// Not a catalog.
+    #[error(transparent)]
+    Catalog(#[from] InvalidCatalogUrl),
+    /// Metrics would be reachable by anyone.
+    #[error(
+        "--http {0} is not a loopback address: metrics and health are unauthenticated; use 127.0.0.1 and a proxy"
+    )]
+    OpenHttp(SocketAddr),
+}
+
+impl Settings {
+    /// Settings for `data` with all defaults and free ports on loopback: for tests and embedding.
+    #[must_use]
+    pub fn local(data: &Path) -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            data: data.to_path_buf(),
+            listen: any,
+            http: any,
+            catalog: CatalogUrl::Sqlite(None),
+            names: Vec::new(),
+            log: LogForm::Text,
+        }
+    }
+
+    /// Settings from the command line and its file.
+    ///
+    /// # Errors
+    /// When the file is unreadable or a value unusable.
+    pub fn load(arguments: Arguments) -> Result<Self, SettingsError> {
+        let file = arguments.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let default = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let http = arguments.http.or(file.http).unwrap_or_else(|| default(7441));
+        if !http.ip().is_loopback() {
+            return Err(SettingsError::OpenHttp(http));
+        }
+        let mut names = file.names;
+        names.extend(arguments.names);
+        Ok(Self {
+            data: arguments.data,
+            listen: arguments.listen.or(file.listen).unwrap_or_else(|| default(7440)),
+            http,
+            catalog: arguments.catalog.or(file.catalog).as_deref().unwrap_or("sqlite").parse()?,
+            names,
+            log: arguments.log.or(file.log).unwrap_or_default(),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, SettingsError> {
+    let shown = || path.display().to_string();
+    let text =
+        std::fs::read_to_string(path).map_err(|source| SettingsError::Read { path: shown(), source })?;
+    toml::from_str(&text).map_err(|error| SettingsError::Parse { path: shown(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(arguments: &[&str]) -> Result<Settings, SettingsError> {
+        Settings::load(
+            Arguments::try_parse_from(["tidemark-appliance", "--data", "/d"].iter().chain(arguments))
+                .unwrap(),
+        )
+    }
+
+    #[test]
+    fn defaults_are_loopback_and_the_command_line_wins_over_the_file() {
+        let settings = load(&[]).unwrap();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:7440");
+        assert_eq!(settings.catalog, CatalogUrl::Sqlite(None));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        std::fs::write(
+            &path,
+            "listen = '127.0.0.1:1'\ncatalog = 'postgres://x/y'\nnames = ['a']\nlog = 'json'",
+        )
+        .unwrap();
+        let path = path.to_str().unwrap();
+        let settings = load(&["--config", path, "--listen", "127.0.0.1:2", "--name", "b"]).unwrap();
+        assert_eq!(settings.listen.port(), 2);
+        assert_eq!(settings.catalog, CatalogUrl::Postgres("postgres://x/y".into()));
+        assert_eq!((settings.names, settings.log), (vec!["a".to_owned(), "b".to_owned()], LogForm::Json));
+    }
+
+    #[test]
+    fn unknown_keys_open_metrics_and_strange_catalogs_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.toml");
+        std::fs::write(&path, "lisen = '127.0.0.1:1'").unwrap();
+        let error = load(&["--config", path.to_str().unwrap()]).unwrap_err().to_string();
+        assert!(error.contains("lisen"), "{error}");
+        let error = load(&["--http", "0.0.0.0:7441"]).unwrap_err().to_string();
+        assert!(error.contains("not a loopback address"), "{error}");
+        assert!(load(&["--catalog", "mysql://x"]).is_err());
+    }
+}
