@@ -6,12 +6,16 @@
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
 //! * [`process`]: programs under test.
 //! * [`site`]: a whole installation on this machine.
+//! * [`oracle`]: random points of an installation, judged.
+//! * [`postgres`]: a database of our own, and the log of its commits.
 //! * [`house`]: the dependency direction between the crates.
 
 pub mod disks;
 pub mod guest;
 pub mod house;
 pub mod leftovers;
+pub mod oracle;
+pub mod postgres;
 pub mod process;
 pub mod site;
 pub mod stamp;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 pub use appliance::Appliance;
-pub use console::{Gap, PointList, Window};
+pub use console::{Gap, PointList, View, Window};
 pub use logs::unexpected_lines;
 pub use splitter::Splitter;
 

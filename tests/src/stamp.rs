@@ -12,4 +12,4 @@ mod workload;
 pub use check::{Checker, Verdict, Violation};
 pub use history::{History, Kind, Operation};
 pub use sector::{SECTOR_BYTES, Sector, Stamp};
-pub use workload::{AlignedBuffer, Options, Report, Workload, run};
+pub use workload::{AlignedBuffer, Options, Report, StopOnDrop, Workload, run};

@@ -1,6 +1,7 @@
 //! The command line, as people and scripts use it.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Site, program};
+use crate::leftovers::{Resource, Undo};
 use crate::process::output_of;
 
 /// `point list --json`.
@@ -29,6 +31,10 @@ pub struct Window {
     pub from_lsn: u64,
     /// Last point.
     pub to_lsn: u64,
+    /// Time of the first point, on the appliance's clock.
+    pub from_time: jiff::Timestamp,
+    /// Time of the last.
+    pub to_time: jiff::Timestamp,
 }
 
 /// A range without points.
@@ -168,5 +174,39 @@ impl Site {
     /// When it does not answer.
     pub fn metrics(&self) -> Result<String> {
         super::appliance::http_get(self.http(), "/metrics")
+    }
+}
+
+/// A point mounted by `tidemark mount --writable`; unmounted when dropped.
+#[derive(Debug)]
+pub struct View {
+    /// The point.
+    pub lsn: u64,
+    context: PathBuf,
+    dir: PathBuf,
+    _record: Resource,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Ok(program) = program("tidemark") {
+            let _ = output_of(
+                Command::new(program).arg("--context").arg(&self.context).arg("unmount").arg(&self.dir),
+            );
+        }
+    }
+}
+
+impl Site {
+    /// Mounts a point in the empty folder `dir`, with a writable overlay.
+    ///
+    /// # Errors
+    /// As the command.
+    pub fn mount(&self, vm: &str, when: &str, dir: &Path) -> Result<View> {
+        let record = Resource::register(Undo::Mount(dir.to_owned()))?;
+        let shown = dir.to_string_lossy();
+        let answer = self.cli_json(&["mount", vm, "--at", when, &shown, "--writable"])?;
+        let lsn = answer["lsn"].as_u64().with_context(|| format!("no LSN in {answer}"))?;
+        Ok(View { lsn, context: self.data().join("admin.context"), dir: dir.to_owned(), _record: record })
     }
 }

@@ -112,7 +112,7 @@ struct Plan {
     in_flight: Vec<(u64, u64)>,
     errors: Vec<(u64, String)>,
     slowest: Duration,
-    /// Running threads.
+    /// Nothing is submitted while this is set.
     paused: bool,
 }
 
@@ -175,6 +175,18 @@ impl Workload {
     pub fn resume(&self) {
         self.lock().paused = false;
         self.freed.notify_all();
+    }
+
+    /// Stops the workload when the guard is dropped: a failed test must not wait for the end of its load.
+    #[must_use]
+    pub fn stop_on_drop(&self) -> StopOnDrop<'_> {
+        StopOnDrop(self)
+    }
+
+    /// The clock of the log now: what completed before has a lower tick.
+    #[must_use]
+    pub fn tick(&self) -> u64 {
+        self.clock.load(Ordering::SeqCst)
     }
 
     /// Operations planned until now.
@@ -344,6 +356,16 @@ impl Workload {
         let zeroes = AlignedBuffer::new(bytes.len());
         self.disk.write_all_at(&zeroes.bytes[zeroes.start..zeroes.start + zeroes.length], offset_bytes)?;
         Ok(())
+    }
+}
+
+/// See [`Workload::stop_on_drop`].
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(&'a Workload);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.stop();
     }
 }
 
