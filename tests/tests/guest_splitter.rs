@@ -1,0 +1,215 @@
+//! The real splitter in guests with stock kernels: what the kernel of the build machine cannot show.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test states what must hold and stops where it does not"
+)]
+
+use std::io::BufReader;
+use std::time::Duration;
+
+use tidemark_tests::guest::{self, Guest, Kernel};
+use tidemark_tests::oracle::Judge;
+use tidemark_tests::site::{Site, program, skipped};
+use tidemark_tests::stamp::History;
+
+const VM: &str = "guest";
+/// Software emulation is ten to thirty times slower than the machine.
+const LONG: Duration = Duration::from_secs(240);
+const STATE: &str = "--state /root/splitter";
+
+fn cannot_run() -> bool {
+    if skipped("splitters in guests") {
+        return true;
+    }
+    if let Some(reason) = guest::unavailable() {
+        eprintln!("skipped: {reason}");
+        return true;
+    }
+    false
+}
+
+/// A guest with the splitter and the workload inside, and three disks: `data`, `spare`, `log`.
+fn boot(kernel: Kernel, command_line: &str) -> Guest {
+    let mut guest = Guest::builder(kernel)
+        .disk("data", 32 << 20)
+        .disk("spare", 32 << 20)
+        .disk("log", 16 << 20)
+        .module("dm-mod")
+        .module("dm-flakey")
+        .program(program("tidemark-splitter").unwrap())
+        .program(program("tidemark-lab").unwrap())
+        .program(guest::host_program("dmsetup").unwrap())
+        .command_line(command_line)
+        .network()
+        .boot()
+        .unwrap();
+    guest.sh("mount -t bpf bpf /sys/fs/bpf; mkdir -p /root").unwrap();
+    guest
+}
+
+/// Enrols the guest and starts its daemon.
+fn start_splitter(site: &Site, guest: &mut Guest) {
+    let token = site.token(VM, &[]).unwrap();
+    let port = site.address().rsplit_once(':').unwrap().1;
+    guest
+        .sh(&format!("tidemark-splitter enroll --appliance 10.0.2.2:{port} --token {token} {STATE}"))
+        .unwrap();
+    guest
+        .sh(&format!("NO_COLOR=1 tidemark-splitter run {STATE} --ring-mib 16 >/tmp/splitter.log 2>&1 &"))
+        .unwrap();
+    let wait =
+        format!("for i in $(seq 60); do tidemark-splitter status {STATE} && exit 0; sleep 1; done; exit 1");
+    let outcome = guest.run(&wait, LONG).unwrap();
+    let log = guest.sh("cat /tmp/splitter.log").unwrap();
+    assert_eq!(
+        outcome.status,
+        0,
+        "the splitter does not answer: {}\n{log}\n{}",
+        outcome.output,
+        guest.console()
+    );
+}
+
+fn protect(site: &Site, guest: &mut Guest, device: &str) {
+    let outcome = guest.run(&format!("tidemark-splitter protect {STATE} {device} --wait"), LONG).unwrap();
+    let log = guest.sh("cat /tmp/splitter.log").unwrap();
+    assert_eq!(outcome.status, 0, "{}\n{log}", outcome.output);
+    site.wait_state(VM, "protected", LONG).unwrap();
+}
+
+/// Runs the workload on `device` and returns its log, carried out on the disk `log`.
+fn stamp(guest: &mut Guest, device: &str, options: &str) -> History {
+    let script = format!(
+        "tidemark-lab stamp --disk {device} --log /tmp/history {options} && dd if=/tmp/history of=/dev/vdc bs=1M conv=fsync"
+    );
+    let outcome = guest.run(&script, LONG).unwrap();
+    assert_eq!(outcome.status, 0, "{}", outcome.output);
+    println!("{}", outcome.output.lines().next().unwrap_or_default());
+    let carried = std::fs::read(guest.disk("log").unwrap()).unwrap();
+    let end = carried.iter().position(|byte| *byte == 0).unwrap_or(carried.len());
+    History::read_from(BufReader::new(&carried[..end])).unwrap()
+}
+
+fn captures_exactly(kernel: Kernel) {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("guest").unwrap();
+    let mut guest = boot(kernel, "");
+    start_splitter(&site, &mut guest);
+    // Stock kernels have KALLSYMS_ALL: the page address comes from there, and the self-test has agreed.
+    let log = guest.sh("cat /tmp/splitter.log").unwrap();
+    assert!(log.contains("kallsyms"), "the way that found the page address is in the log:\n{log}");
+    protect(&site, &mut guest, "/dev/vda");
+    let history = stamp(&mut guest, "/dev/vda", "--queue-depth 4 --seconds 20 --operations 1500 --seed 41");
+    let marker = site.bookmark(VM, "end").unwrap();
+    let judge = Judge { site: &site, vm: VM, disk: 0, history: &history, exact: false };
+    let judged = judge.random_points(40, 8, marker).unwrap();
+    println!("{kernel:?}: {judged:?}");
+    let image = site.image(VM, 0, "bookmark:end").unwrap();
+    assert!(
+        image == std::fs::read(guest.disk("data").unwrap()).unwrap(),
+        "the last point is the disk itself"
+    );
+    guest.power_cut().unwrap();
+    site.finish(&["connect", "reset", "closed", "session", "stream", "heartbeat"]).unwrap();
+}
+
+#[test]
+fn a_guest_with_linux_6_12_is_captured_exactly() {
+    captures_exactly(Kernel::V6_12);
+}
+
+#[test]
+fn a_guest_with_linux_6_1_is_captured_exactly() {
+    captures_exactly(Kernel::V6_1);
+}
+
+/// Requests that fail in the disk: what they may have changed is copied again, and the gap says why.
+#[test]
+fn io_errors_become_a_gap_and_a_resync() {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("flakey").unwrap();
+    let mut guest = boot(Kernel::V6_12, "");
+    start_splitter(&site, &mut guest);
+    // Up for 6 s, failing writes for 2 s, and so on, under a loop device: the leaf disk that the splitter protects.
+    guest.sh("echo '0 65536 flakey /dev/vdb 0 6 2 1 error_writes' | dmsetup create flakey").unwrap();
+    guest.sh("losetup /dev/loop0 /dev/mapper/flakey").unwrap();
+    protect(&site, &mut guest, "/dev/loop0");
+    let options = "--queue-depth 2 --seconds 20 --rate 100 --seed 42 --zeroes-percent 0 --largest-sectors 64 --allow-errors";
+    let history = stamp(&mut guest, "/dev/loop0", options);
+    let failed = history.operations.len() - history.completed();
+    assert!(failed > 0, "dm-flakey failed no write");
+    // The disk is sound again.
+    guest.sh("dmsetup suspend flakey && echo '0 65536 linear /dev/vdb 0' | dmsetup reload flakey && dmsetup resume flakey").unwrap();
+    site.wait_state(VM, "protected", LONG).unwrap();
+    let marker = site.bookmark(VM, "end").unwrap();
+    let judge = Judge { site: &site, vm: VM, disk: 0, history: &history, exact: false };
+    let judged = judge.random_points(20, 9, marker).unwrap();
+    let gaps = site.points(VM).unwrap().gaps;
+    println!("{failed} failed writes, {judged:?}, gaps {gaps:?}");
+    assert!(gaps.iter().any(|gap| gap.cause.to_lowercase().contains("error")), "{gaps:?}");
+    let image = site.image(VM, 0, "bookmark:end").unwrap();
+    guest.sh("sync").unwrap();
+    assert!(
+        image == std::fs::read(guest.disk("spare").unwrap()).unwrap(),
+        "the last point is the disk itself"
+    );
+    guest.power_cut().unwrap();
+    site.finish(&["error", "resync", "gap", "connect", "reset", "closed", "session", "stream"]).unwrap();
+}
+
+/// What cannot be protected is refused, with the reason and what to do.
+#[test]
+fn stacked_devices_and_partitions_are_refused() {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("refusals").unwrap();
+    let mut guest = boot(Kernel::V6_12, "");
+    start_splitter(&site, &mut guest);
+    guest.sh("echo '0 65536 linear /dev/vdb 0' | dmsetup create stacked").unwrap();
+    guest.sh("printf 'o\\nn\\np\\n1\\n2048\\n\\nw\\n' | fdisk /dev/vda; [ -b /dev/vda1 ]").unwrap();
+    for (device, words) in [("/dev/mapper/stacked", "vdb"), ("/dev/vda1", "vda")] {
+        let refused = guest.run(&format!("tidemark-splitter protect {STATE} {device}"), LONG).unwrap();
+        println!("{device}: {}", refused.output.trim());
+        assert_eq!(refused.status, 1, "{device}: {}", refused.output);
+        assert!(refused.output.contains(words), "the advice names {words}: {}", refused.output);
+        assert_eq!(refused.output.trim().lines().count(), 1, "{}", refused.output);
+    }
+    guest.power_cut().unwrap();
+    site.finish(&["connect", "reset", "closed", "session", "stream", "refus"]).unwrap();
+}
+
+/// Under confidentiality lockdown the kernel does not let the tap read memory.
+#[test]
+fn confidentiality_lockdown_is_refused_clearly() {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("lockdown").unwrap();
+    let mut guest = boot(Kernel::V6_12, "lockdown=confidentiality");
+    let token = site.token(VM, &[]).unwrap();
+    let port = site.address().rsplit_once(':').unwrap().1;
+    guest
+        .sh(&format!("tidemark-splitter enroll --appliance 10.0.2.2:{port} --token {token} {STATE}"))
+        .unwrap();
+    let script = format!(
+        "timeout 60 tidemark-splitter run {STATE} & sleep 1; tidemark-splitter protect {STATE} /dev/vda; wait"
+    );
+    let outcome = guest.run(&script, LONG).unwrap();
+    println!("{}", outcome.output.trim());
+    assert_ne!(outcome.status, 0, "{}", outcome.output);
+    assert!(outcome.output.to_lowercase().contains("lockdown"), "{}", outcome.output);
+    guest.power_cut().unwrap();
+    site.finish(&["connect", "reset", "closed", "session", "stream"]).unwrap();
+}
