@@ -38,9 +38,12 @@ impl fmt::Display for Violation {
             Self::Foreign { sector, stamp } => {
                 write!(out, "sector {sector} holds a stamp from elsewhere: {stamp:?}")
             }
-            Self::Missing { sector, missing, shown, because_of } => write!(
+            Self::Missing { sector, missing, shown, because_of: None } => {
+                write!(out, "sector {sector} shows write {shown:?}, but write {missing} had completed")
+            }
+            Self::Missing { sector, missing, shown, because_of: Some(because_of) } => write!(
                 out,
-                "sector {sector} shows write {shown:?}, but write {missing} completed before write {because_of:?} was \
+                "sector {sector} shows write {shown:?}, but write {missing} completed before write {because_of} was \
                  submitted, and that one is contained"
             ),
             Self::NotPrefix { sector, prefix, expected, shown } => write!(
