@@ -1,0 +1,163 @@
+//! A whole disk that can be protected.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use super::identity;
+use super::refusal::Refusal;
+use super::sysfs::{self, attribute, number};
+
+/// A whole disk, looked at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// Its device file, `/dev/vda`.
+    pub path: PathBuf,
+    /// What names it for good: `wwn:…`, `serial:…`, `loop:…`, `gpt:…`, `lvm:…`, `fs:…`, `mbr:…` or `place:…`.
+    pub identity: String,
+    /// As `dev_t` in the kernel: major << 20 | minor.
+    pub device: u32,
+    /// Size in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Bytes that a direct read must be a multiple of.
+    pub logical_block_bytes: u32,
+    /// The device cannot be written. It can be protected all the same.
+    pub read_only: bool,
+    /// The device has a volatile cache, so the stream shows flushes.
+    pub write_back: bool,
+    /// Counts the disks that appeared since boot (`diskseq`): another number is another disk under the same name.
+    pub disk_sequence: u64,
+}
+
+impl Disk {
+    /// Looks at a device file and refuses what cannot be captured whole.
+    ///
+    /// # Errors
+    /// The reason, and what to protect instead.
+    pub fn inspect(path: &Path) -> Result<Self, Refusal> {
+        let missing = |source| Refusal::Missing { path: path.to_owned(), source };
+        let metadata = std::fs::metadata(path).map_err(missing)?;
+        if !metadata.file_type().is_block_device() {
+            return Err(Refusal::NotBlock(path.to_owned()));
+        }
+        let (major, minor) = (nix::sys::stat::major(metadata.rdev()), nix::sys::stat::minor(metadata.rdev()));
+        let folder = sysfs::by_number(major, minor).ok_or_else(|| Refusal::NotBlock(path.to_owned()))?;
+        if sysfs::is_partition(&folder) {
+            let whole = folder.parent().map(sysfs::device_file).unwrap_or_default();
+            return Err(Refusal::Partition { path: path.to_owned(), whole });
+        }
+        refuse_kind(path, &folder)?;
+        let disk = Self::describe(&folder, major, minor);
+        if disk.sectors == 0 {
+            return Err(Refusal::Empty(path.to_owned()));
+        }
+        match duplicate(&disk) {
+            Some(other) => {
+                Err(Refusal::Ambiguous { path: path.to_owned(), other: other.path, identity: disk.identity })
+            }
+            None => Ok(disk),
+        }
+    }
+
+    fn describe(folder: &Path, major: u64, minor: u64) -> Self {
+        let path = PathBuf::from(sysfs::device_file(folder));
+        let sectors = number(folder, "size").unwrap_or(0);
+        let queue = folder.join("queue");
+        Self {
+            identity: identity::of(folder, &path, sectors),
+            path,
+            device: u32::try_from(major << 20 | minor).unwrap_or(u32::MAX),
+            sectors,
+            logical_block_bytes: number(&queue, "logical_block_size")
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(512),
+            read_only: number(folder, "ro") == Some(1),
+            write_back: attribute(&queue, "write_cache").is_some_and(|mode| mode == "write back"),
+            disk_sequence: number(folder, "diskseq").unwrap_or(0),
+        }
+    }
+
+    /// Its folder in sysfs.
+    #[must_use]
+    pub fn sys_path(&self) -> PathBuf {
+        PathBuf::from(format!("/sys/dev/block/{}:{}", self.device >> 20, self.device & 0xf_ffff))
+    }
+}
+
+/// Refuses what the tap cannot see whole, by what sysfs says.
+fn refuse_kind(path: &Path, folder: &Path) -> Result<(), Refusal> {
+    let path = path.to_owned();
+    if !sysfs::names(&folder.join("slaves")).is_empty() {
+        let leaves = sysfs::leaves(folder).iter().map(|leaf| sysfs::device_file(leaf)).collect();
+        return Err(Refusal::Stacked { path, leaves });
+    }
+    // A device whose driver takes bios, not requests, has no multi-queue folder: ram, zram, pmem, dm and md without
+    // members, heads of native NVMe multipath.
+    if !folder.join("mq").exists() {
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let kind = name.trim_end_matches(|c: char| c.is_ascii_digit()).to_owned();
+        return Err(Refusal::Unsupported { path, kind });
+    }
+    if attribute(&folder.join("queue"), "zoned").is_some_and(|model| model != "none") {
+        return Err(Refusal::Zoned(path));
+    }
+    let integrity = folder.join("integrity");
+    if attribute(&integrity, "format").is_some_and(|format| format != "none") {
+        return Err(Refusal::Integrity(path));
+    }
+    match peer_memory() {
+        Some(device) => Err(Refusal::PeerMemory { path, device }),
+        None => Ok(()),
+    }
+}
+
+/// A device that publishes peer-to-peer memory, on kernels whose requests do not say that they use it (before 6.17).
+fn peer_memory() -> Option<String> {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|word| word.parse::<u32>().unwrap_or(0));
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 17) {
+        return None;
+    }
+    let folder = Path::new("/sys/bus/pci/devices");
+    sysfs::names(folder)
+        .into_iter()
+        .find(|name| number(&folder.join(name).join("p2pmem"), "published") == Some(1))
+}
+
+/// Another disk with the same identity.
+fn duplicate(disk: &Disk) -> Option<Disk> {
+    list().into_iter().find(|other| other.device != disk.device && other.identity == disk.identity)
+}
+
+/// Every whole disk with a medium that is not stacked on others.
+#[must_use]
+pub fn list() -> Vec<Disk> {
+    let root = Path::new("/sys/block");
+    sysfs::names(root)
+        .iter()
+        .filter_map(|name| {
+            let folder = std::fs::canonicalize(root.join(name)).ok()?;
+            if number(&folder, "size").unwrap_or(0) == 0 || refuse_kind(Path::new(name), &folder).is_err() {
+                return None;
+            }
+            let numbers = attribute(&folder, "dev")?;
+            let (major, minor) = numbers.split_once(':')?;
+            Some(Disk::describe(&folder, major.parse().ok()?, minor.parse().ok()?))
+        })
+        .collect()
+}
+
+/// The disk of that identity, wherever it is now.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn find(wanted: &str) -> Result<Disk, Refusal> {
+    let mut matching = list().into_iter().filter(|disk| disk.identity == wanted);
+    let disk = matching.next().ok_or_else(|| Refusal::Gone(wanted.to_owned()))?;
+    match matching.next() {
+        Some(other) => {
+            Err(Refusal::Ambiguous { path: disk.path, other: other.path, identity: disk.identity })
+        }
+        None => Ok(disk),
+    }
+}

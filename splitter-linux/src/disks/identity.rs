@@ -1,0 +1,145 @@
+//! What names a disk: something that stays when device names and controllers change.
+//!
+//! In order: the world-wide name, the serial number (with vendor and model), for a loop device its file, the GPT
+//! identifier of the disk, the MBR signature, the identifier of the file system on the whole disk, and at last the
+//! place of the controller with the size.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::reader::AlignedBuffer;
+use super::sysfs::{attribute, number};
+
+/// Bytes at the start of a disk that identify it: the btrfs superblock ends at 68 KiB.
+const HEAD_BYTES: usize = 72 << 10;
+
+/// The identity of a disk, as text: `wwn:…`, `serial:…`, `loop:…`, `gpt:…`, `mbr:…`, `fs:…`, `place:…`.
+pub(crate) fn of(sys_folder: &Path, device_file: &Path, sectors: u64) -> String {
+    hardware(sys_folder)
+        .or_else(|| loop_file(sys_folder))
+        .or_else(|| content(&head(device_file)?))
+        .unwrap_or_else(|| format!("place:{}:{sectors}", place(sys_folder)))
+}
+
+fn hardware(folder: &Path) -> Option<String> {
+    let device = folder.join("device");
+    if let Some(name) = attribute(folder, "wwid").or_else(|| attribute(&device, "wwid")) {
+        return Some(format!("wwn:{}", one_line(&name)));
+    }
+    let serial = attribute(folder, "serial").or_else(|| attribute(&device, "serial"))?;
+    let words: Vec<String> = ["vendor", "model"]
+        .iter()
+        .filter_map(|name| attribute(&device, name))
+        // virtio has a number there that names the driver, not the disk.
+        .filter(|value| !value.starts_with("0x"))
+        .chain([serial])
+        .map(|word| one_line(&word))
+        .collect();
+    Some(format!("serial:{}", words.join(":")))
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join("_")
+}
+
+/// A loop device is its file: the path for people, the inode because the file may be replaced.
+fn loop_file(folder: &Path) -> Option<String> {
+    let path = attribute(&folder.join("loop"), "backing_file")?;
+    let offset = number(&folder.join("loop"), "offset").unwrap_or(0);
+    let inode = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
+    Some(format!("loop:{path}:{inode}:{offset}"))
+}
+
+fn place(folder: &Path) -> String {
+    let place = std::fs::canonicalize(folder.join("device")).unwrap_or_else(|_| folder.to_owned());
+    place.strip_prefix("/sys/devices").unwrap_or(&place).display().to_string()
+}
+
+fn head(device_file: &Path) -> Option<Vec<u8>> {
+    // Past the page cache like every read of a disk; a buffered one would also leave pages behind.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(device_file).ok()?;
+    let mut buffer = AlignedBuffer::new(HEAD_BYTES);
+    let mut filled = 0;
+    while let Some(rest) = buffer.as_mut_slice().get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(_) => return None,
+        }
+    }
+    buffer.as_mut_slice().get(..filled).map(<[u8]>::to_vec)
+}
+
+fn uuid_at(bytes: &[u8], offset: usize) -> Option<String> {
+    let id: [u8; 16] = bytes.get(offset..)?.first_chunk().copied()?;
+    (id != [0; 16]).then(|| uuid::Uuid::from_bytes(id).to_string())
+}
+
+fn is_at(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
+    bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic))
+}
+
+/// The identity in the first bytes of a disk. Formats: UEFI 2.10 §5.3 (GPT, disk GUID at 56 of the header), the MBR's
+/// signature at 440, ext2/3/4 (superblock at 1024: magic at 56, UUID at 104), XFS (UUID at 32), btrfs (at 64 KiB:
+/// fsid at 32, magic at 64), LVM (label in one of the first four sectors, UUID behind its header).
+fn content(head: &[u8]) -> Option<String> {
+    for sector_bytes in [512, 4096] {
+        if is_at(head, sector_bytes, b"EFI PART") {
+            let raw: [u8; 16] = head.get(sector_bytes + 56..)?.first_chunk().copied()?;
+            // The first three fields of a GPT identifier are little-endian.
+            return Some(format!("gpt:{}", uuid::Uuid::from_bytes_le(raw)));
+        }
+    }
+    for sector in 0..4 {
+        if is_at(head, sector * 512, b"LABELONE") {
+            let id = head.get(sector * 512 + 32..sector * 512 + 64)?;
+            return Some(format!("lvm:{}", String::from_utf8_lossy(id)));
+        }
+    }
+    let file_system = if is_at(head, 1024 + 56, &[0x53, 0xef]) {
+        uuid_at(head, 1024 + 104)
+    } else if is_at(head, 0, b"XFSB") {
+        uuid_at(head, 32)
+    } else if is_at(head, 65536 + 64, b"_BHRfS_M") {
+        uuid_at(head, 65536 + 32)
+    } else {
+        None
+    };
+    if let Some(id) = file_system {
+        return Some(format!("fs:{id}"));
+    }
+    let signature: [u8; 4] = head.get(440..)?.first_chunk().copied()?;
+    (is_at(head, 510, &[0x55, 0xaa]) && signature != [0; 4])
+        .then(|| format!("mbr:{:08x}", u32::from_le_bytes(signature)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_format_names_its_disk() {
+        let blank = vec![0; HEAD_BYTES];
+        assert_eq!(content(&blank), None);
+        assert_eq!(content(&[]), None);
+        let with = |places: &[(usize, &[u8])]| {
+            let mut head = blank.clone();
+            for (at, bytes) in places {
+                head[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+            content(&head)
+        };
+        let id: &[u8] = &(1..=16).collect::<Vec<u8>>();
+        let plain = "01020304-0506-0708-090a-0b0c0d0e0f10";
+        assert_eq!(
+            with(&[(512, b"EFI PART"), (568, id)]).unwrap(),
+            "gpt:04030201-0605-0807-090a-0b0c0d0e0f10"
+        );
+        assert_eq!(with(&[(1080, &[0x53, 0xef]), (1128, id)]).unwrap(), format!("fs:{plain}"));
+        assert_eq!(with(&[(0, b"XFSB"), (32, id)]).unwrap(), format!("fs:{plain}"));
+        assert_eq!(with(&[(65600, b"_BHRfS_M"), (65568, id)]).unwrap(), format!("fs:{plain}"));
+        assert_eq!(with(&[(510, &[0x55, 0xaa]), (440, &[1, 2, 3, 4])]).unwrap(), "mbr:04030201");
+        assert_eq!(with(&[(510, &[0x55, 0xaa])]), None);
+    }
+}

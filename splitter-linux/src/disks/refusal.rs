@@ -1,0 +1,117 @@
+//! Why something cannot be protected.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// A refusal: one line that says what to do.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// Not the super-user.
+    #[error(
+        "the splitter must run as root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN: run it with sudo or as a system service"
+    )]
+    NotRoot,
+    /// Before the lowest line that is tested.
+    #[error("kernel {found} is too old: the tap needs Linux {floor} or newer, upgrade the kernel")]
+    KernelTooOld {
+        /// What runs.
+        found: String,
+        /// What is needed.
+        floor: &'static str,
+    },
+    /// The kernel has no type information.
+    #[error(
+        "this kernel has no type information (/sys/kernel/btf/vmlinux is missing): use a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distributions have"
+    )]
+    NoBtf,
+    /// Lockdown forbids reading kernel memory.
+    #[error(
+        "kernel lockdown is in confidentiality mode, which forbids the tap: boot with lockdown=integrity (Secure Boot stays on)"
+    )]
+    Lockdown,
+    /// Another processor architecture.
+    #[error("the tap is built for x86-64, this machine is {0}")]
+    Architecture(&'static str),
+    /// There is no such file.
+    #[error("{path} cannot be opened: {source}")]
+    Missing {
+        /// What was asked for.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file, folder or character device.
+    #[error("{0} is not a block device: name a whole disk such as /dev/vda")]
+    NotBlock(PathBuf),
+    /// A partition.
+    #[error("{path} is a partition: protect the whole disk {whole}")]
+    Partition {
+        /// What was asked for.
+        path: PathBuf,
+        /// What to ask for.
+        whole: String,
+    },
+    /// Device-mapper, md, bcache: something above other disks.
+    #[error("{path} is stacked on other disks: protect {} instead", .leaves.join(" and "))]
+    Stacked {
+        /// What was asked for.
+        path: PathBuf,
+        /// The disks below.
+        leaves: Vec<String>,
+    },
+    /// Not served through requests.
+    #[error("{path} is a {kind} device, which passes no requests: it cannot be captured")]
+    Unsupported {
+        /// What was asked for.
+        path: PathBuf,
+        /// ram, zram, multipath head, …
+        kind: String,
+    },
+    /// Zoned.
+    #[error("{0} is a zoned disk, which is not supported")]
+    Zoned(PathBuf),
+    /// Integrity metadata.
+    #[error("{0} carries integrity metadata (T10-PI), which would be lost: format it without to protect it")]
+    Integrity(PathBuf),
+    /// Peer-to-peer memory.
+    #[error(
+        "{path} shares a machine with published peer-to-peer memory ({device}), which the tap cannot read on this kernel: unpublish it or use Linux 6.17"
+    )]
+    PeerMemory {
+        /// What was asked for.
+        path: PathBuf,
+        /// Who publishes.
+        device: String,
+    },
+    /// Nothing in it.
+    #[error("{0} is empty (no medium, or a loop device without a file)")]
+    Empty(PathBuf),
+    /// Two disks look the same.
+    #[error(
+        "{path} cannot be told from {other}: both are {identity}; give one another serial number, or another GPT identifier with `sgdisk -G`"
+    )]
+    Ambiguous {
+        /// What was asked for.
+        path: PathBuf,
+        /// The other one.
+        other: PathBuf,
+        /// What they share.
+        identity: String,
+    },
+    /// Writing the record of a write would be a write.
+    #[error(
+        "{path} holds {folder}: every captured write would cause another; move the folder to a disk that is not protected"
+    )]
+    Feedback {
+        /// The disk.
+        path: PathBuf,
+        /// What is on it.
+        folder: PathBuf,
+    },
+    /// No disk of that identity.
+    #[error("no disk is {0}: attach it, or unprotect it")]
+    Gone(String),
+}
