@@ -13,47 +13,29 @@
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
 
+mod dump;
 pub mod error;
 pub mod frame;
+pub mod index;
 mod journal;
+pub mod leaf;
+pub mod manifest;
 mod options;
 mod position;
 mod records;
 pub mod recovery;
+pub mod segment;
 pub mod storage;
 pub mod timeline;
+mod verify;
 pub mod view;
+mod wire;
 
+pub use dump::{DumpError, dump};
 pub use error::{AppendError, OpenError, ReadError, SyncError, ViewError};
 pub use journal::Journal;
 pub use options::{Options, limits};
 pub use position::Position;
 pub use records::{DiskRecord, Statistics};
 pub use recovery::{Damage, RecoveryReport};
-
-/// Checks every byte of every file. Changes nothing and needs no lock.
-pub fn verify(storage: &dyn storage::Storage) -> Result<VerifyReport, OpenError> {
-    let _ = storage;
-    Err(OpenError::Option("not built yet"))
-}
-
-/// Prints every record in order, for people.
-pub fn dump(storage: &dyn storage::Storage, out: &mut dyn std::io::Write) -> Result<(), OpenError> {
-    let _ = (storage, out);
-    Err(OpenError::Option("not built yet"))
-}
-
-/// What [`verify`] found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VerifyReport {
-    /// Everything that is not as written, in file order. Empty: all is well.
-    pub damage: Vec<Damage>,
-    /// Unacknowledged bytes at the end of the log: no damage.
-    pub torn_tail: Option<Damage>,
-    /// Files read.
-    pub files: u64,
-    /// Bytes read.
-    pub bytes: u64,
-    /// Frames checked.
-    pub frames: u64,
-}
+pub use verify::{VerifyReport, inspect, verify};

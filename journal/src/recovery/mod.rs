@@ -1,6 +1,12 @@
 //! What an unclean end of the log means.
 
+mod decide;
+mod replay;
+
 use std::fmt;
+
+pub use decide::{Decision, End, decide};
+pub(crate) use replay::{Recovered, Tail, replay, time_before};
 
 /// Something in the journal is not what was written, or is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]

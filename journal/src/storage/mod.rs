@@ -4,6 +4,7 @@
 //! may keep anything unsynced in any order or lose it: the journal never relies on the order of unsynced writes.
 
 mod os;
+mod sim;
 
 use std::fmt::Debug;
 use std::io::IoSlice;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 pub use os::OsStorage;
+pub use sim::{Faults, SimStorage};
 
 /// A flat directory.
 pub trait Storage: Debug + Send + Sync {

@@ -1,9 +1,17 @@
 //! Which LSNs and times are recovery points, and which lie in gaps.
 
+mod event;
+mod history;
+mod snapshot;
+
 use std::fmt;
 
 use thiserror::Error;
 use tidemark_proto::ids::{DiskId, Lsn};
+
+pub(crate) use event::{Event, What, as_decoded};
+pub(crate) use history::History;
+pub use snapshot::Timeline;
 
 use crate::error::ReadError;
 
@@ -118,50 +126,4 @@ pub struct Horizon {
     pub lsn: Lsn,
     /// When it was sampled: RPO is now minus this.
     pub time_us: u64,
-}
-
-/// A snapshot of what can be recovered, of what is durable only. Cheap to take and to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Timeline {
-    gaps: Vec<Gap>,
-    markers: Vec<Marker>,
-    horizon: Option<Horizon>,
-}
-
-impl Timeline {
-    /// The newest durable clean heartbeat; `None` before the first.
-    #[must_use]
-    pub fn horizon(&self) -> Option<Horizon> {
-        self.horizon
-    }
-    /// All gaps, by `from`.
-    #[must_use]
-    pub fn gaps(&self) -> &[Gap] {
-        &self.gaps
-    }
-    /// All markers, by LSN.
-    #[must_use]
-    pub fn markers(&self) -> &[Marker] {
-        &self.markers
-    }
-    /// Runs of points at which all of `disks` are exact; no disks = every disk that is known by then.
-    pub fn windows(&self, disks: &[DiskId]) -> Result<Vec<Window>, ReadError> {
-        let _ = disks;
-        Ok(Vec::new())
-    }
-    /// Whether all of `disks` are exact at `lsn`; no disks = every disk that is known by then.
-    pub fn check(&self, lsn: Lsn, disks: &[DiskId]) -> Result<(), TimelineError> {
-        let _ = (lsn, disks);
-        Ok(())
-    }
-    /// The last LSN at or before a time, if it is a recovery point of `disks` and no gap lies between it and the time.
-    pub fn at_time(&self, time_us: u64, disks: &[DiskId]) -> Result<Lsn, TimelineError> {
-        let _ = (time_us, disks);
-        Ok(Lsn::ZERO)
-    }
-    /// When an LSN was captured, microseconds since the epoch.
-    pub fn time_of(&self, lsn: Lsn) -> Result<u64, ReadError> {
-        let _ = lsn;
-        Ok(0)
-    }
 }

@@ -1,5 +1,20 @@
 //! The content of disks as of an LSN.
-use tidemark_proto::ids::DiskId;
+
+mod cache;
+mod resolve;
+mod source;
+
+use std::sync::Arc;
+
+use tidemark_proto::ids::{DiskId, Lsn};
+use tidemark_proto::limits::SECTOR_BYTES;
+
+pub(crate) use resolve::rank;
+use resolve::{Ranked, resolve};
+pub(crate) use source::Source;
+
+use crate::error::ViewError;
+use crate::wire::size;
 
 /// A disk as of a view's LSN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,29 +48,86 @@ pub enum ExtentKind {
 /// Disks as of one LSN: read-only, cheap to clone, usable from any thread; it keeps what it reads alive.
 #[derive(Debug, Clone)]
 pub struct View {
-    lsn: tidemark_proto::ids::Lsn,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    source: Arc<Source>,
+    runs: Vec<Ranked>,
+    lsn: Lsn,
     disks: Vec<ViewDisk>,
 }
 
 impl View {
+    pub(crate) fn new(source: Arc<Source>, runs: Vec<Ranked>, lsn: Lsn, disks: Vec<ViewDisk>) -> Self {
+        Self { inner: Arc::new(Inner { source, runs, lsn, disks }) }
+    }
+
     /// The LSN.
     #[must_use]
-    pub fn lsn(&self) -> tidemark_proto::ids::Lsn {
-        self.lsn
+    pub fn lsn(&self) -> Lsn {
+        self.inner.lsn
     }
-    /// The disks that are exact at the LSN.
+
+    /// The disks that are exact at the LSN, by id.
     #[must_use]
     pub fn disks(&self) -> &[ViewDisk] {
-        &self.disks
+        &self.inner.disks
     }
+
     /// Fills the buffer with the disk's bytes from `offset` (any offset). Every byte is verified.
-    pub fn read_at(&self, disk: DiskId, offset: u64, buffer: &mut [u8]) -> Result<(), crate::ViewError> {
-        let _ = (offset, buffer);
-        Err(crate::ViewError::NoDisk { disk, lsn: self.lsn })
+    ///
+    /// # Errors
+    /// [`ViewError::Range`] beyond the disk's end; [`ViewError::Read`] when a checksum does not match or the storage fails.
+    pub fn read_at(&self, disk: DiskId, offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
+        let (from, to) = self.sectors(disk, offset, buffer.len() as u64)?;
+        let pieces = resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)?;
+        let end = offset.saturating_add(buffer.len() as u64);
+        let mut rest = buffer;
+        for piece in pieces {
+            let piece_from = (piece.start * SECTOR_BYTES).max(offset);
+            let piece_to = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end);
+            let (out, next) = rest.split_at_mut_checked(size(piece_to - piece_from)).unwrap_or_default();
+            match piece.bytes {
+                None => out.fill(0),
+                Some(mut place) => {
+                    place.offset += piece_from - piece.start * SECTOR_BYTES;
+                    self.inner.source.payload(&place, out)?;
+                }
+            }
+            rest = next;
+        }
+        Ok(())
     }
-    /// Runs of data and zeroes that cover `[offset, offset + bytes)` in order.
-    pub fn extents(&self, disk: DiskId, offset: u64, bytes: u64) -> Result<Vec<Extent>, crate::ViewError> {
-        let _ = (offset, bytes);
-        Err(crate::ViewError::NoDisk { disk, lsn: self.lsn })
+
+    /// Runs of data and zeroes that cover `[offset, offset + bytes)` in order, without holes, alternating in kind.
+    ///
+    /// # Errors
+    /// As [`View::read_at`].
+    pub fn extents(&self, disk: DiskId, offset: u64, bytes: u64) -> Result<Vec<Extent>, ViewError> {
+        let (from, to) = self.sectors(disk, offset, bytes)?;
+        let end = offset.saturating_add(bytes);
+        let mut extents: Vec<Extent> = Vec::new();
+        for piece in resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)? {
+            let start = (piece.start * SECTOR_BYTES).max(offset);
+            let bytes = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end) - start;
+            let kind = if piece.bytes.is_some() { ExtentKind::Data } else { ExtentKind::Zero };
+            match extents.last_mut() {
+                Some(last) if last.kind == kind => last.bytes += bytes,
+                _ => extents.push(Extent { offset: start, bytes, kind }),
+            }
+        }
+        Ok(extents)
+    }
+
+    /// The sectors that a byte range touches, if it lies on the disk.
+    fn sectors(&self, disk: DiskId, offset: u64, bytes: u64) -> Result<(u64, u64), ViewError> {
+        let lsn = self.inner.lsn;
+        let found = self.inner.disks.iter().find(|found| found.id == disk);
+        let size = found.ok_or(ViewError::NoDisk { disk, lsn })?.size_bytes;
+        let end = offset.checked_add(bytes).filter(|end| *end <= size);
+        let end = end.ok_or(ViewError::Range { offset, end: offset.saturating_add(bytes), size })?;
+        Ok((offset / SECTOR_BYTES, end.div_ceil(SECTOR_BYTES)))
     }
 }

@@ -1,0 +1,249 @@
+//! Creating and opening.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, RwLock};
+
+use tidemark_proto::ids::VmId;
+
+use super::{Journal, Log, Manifest, OpenSegment, Published};
+use crate::Options;
+use crate::error::OpenError;
+use crate::leaf::leaf_name;
+use crate::manifest::{
+    self, MANIFEST_FILE, MANIFEST_NEW_FILE, ManifestError, ManifestLog, Read, Record, State,
+};
+use crate::options::limits::SEGMENT_MAX_BYTES;
+use crate::recovery::{Damage, Recovered, RecoveryReport, Tail, replay};
+use crate::segment::segment_name;
+use crate::storage::{Storage, StorageErrorKind, StorageLock};
+use crate::view::Source;
+use crate::wire::size;
+
+/// Files that no manifest names get this before their name.
+const ASIDE: &str = "aside-";
+
+impl Journal {
+    /// A new journal in an empty directory.
+    ///
+    /// # Errors
+    /// [`OpenError::Exists`] when one is there; see [`OpenError`].
+    pub fn create(storage: Arc<dyn Storage>, vm: VmId, options: Options) -> Result<Self, OpenError> {
+        check_options(&options)?;
+        let lock = take_lock(storage.as_ref())?;
+        if storage.list()?.iter().any(|name| name == MANIFEST_FILE) {
+            return Err(OpenError::Exists);
+        }
+        let mut manifest = ManifestLog::create(storage.as_ref(), vm, options.key)?;
+        manifest.append(&Record::Writer(1))?;
+        manifest.sync()?;
+        let recovered = replay(storage.as_ref(), &options.key, manifest.state())?;
+        let key = options.key;
+        Ok(Self::assemble(
+            storage,
+            options,
+            (vm, key),
+            Manifest::Writer(Box::new(manifest)),
+            recovered,
+            None,
+            Some(lock),
+        ))
+    }
+
+    /// Opens for writing, exclusively, after recovery. With damage in acknowledged content it opens read-only and the
+    /// report says what is damaged; nothing is changed then.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<(Self, RecoveryReport), OpenError> {
+        check_options(&options)?;
+        let lock = take_lock(storage.as_ref())?;
+        let read = read_manifest(storage.as_ref())?;
+        let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
+        if read.damage.is_some() || recovered.damage.is_some() {
+            return Ok(Self::read_only_from(storage, options, read, recovered, Some(lock)));
+        }
+        let mut report = RecoveryReport { frames_scanned: recovered.frames, ..RecoveryReport::default() };
+        let (vm, key) = (read.vm, read.key);
+        report.cut_bytes = recovered.cut_bytes + read.torn.as_ref().map_or(0, |torn| torn.bytes);
+        let mut manifest = ManifestLog::resume(storage.open(MANIFEST_FILE)?, read)?;
+        repair(storage.as_ref(), &recovered, &mut manifest)?;
+        report.moved_aside = move_aside(storage.as_ref(), manifest.state())?;
+        let manifest = Manifest::Writer(Box::new(manifest));
+        Ok((Self::assemble(storage, options, (vm, key), manifest, recovered, None, Some(lock)), report))
+    }
+
+    /// Opens for reading, changing nothing, beside a writer if need be. What the writer appends later is not seen.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_read_only(
+        storage: Arc<dyn Storage>,
+        options: Options,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        check_options(&options)?;
+        let read = read_manifest(storage.as_ref())?;
+        let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
+        Ok(Self::read_only_from(storage, options, read, recovered, None))
+    }
+
+    fn read_only_from(
+        storage: Arc<dyn Storage>,
+        options: Options,
+        read: Read,
+        recovered: Recovered,
+        lock: Option<Box<dyn StorageLock>>,
+    ) -> (Self, RecoveryReport) {
+        let damage = read.damage.or_else(|| recovered.damage.clone());
+        let reason = damage.as_ref().map_or_else(|| "it was opened for reading".to_owned(), damaged_reason);
+        let report = RecoveryReport { damage, frames_scanned: recovered.frames, ..RecoveryReport::default() };
+        let manifest = Manifest::Reader(Box::new(read.state));
+        let journal =
+            Self::assemble(storage, options, (read.vm, read.key), manifest, recovered, Some(reason), lock);
+        (journal, report)
+    }
+
+    fn assemble(
+        storage: Arc<dyn Storage>,
+        options: Options,
+        (vm, key): (VmId, [u8; 32]),
+        manifest: Manifest,
+        recovered: Recovered,
+        read_only: Option<String>,
+        lock: Option<Box<dyn StorageLock>>,
+    ) -> Self {
+        let history = Arc::new(recovered.history);
+        let open = match recovered.tail {
+            Tail::New => None,
+            Tail::Open(tail) => Some(OpenSegment {
+                file: tail.file,
+                segment: tail.segment,
+                length: tail.length,
+                next_ordinal: tail.next_ordinal,
+                unsynced: false,
+            }),
+        };
+        let log = Log {
+            position: recovered.position,
+            history: Arc::clone(&history),
+            horizon: recovered.horizon,
+            open,
+            unsynced: Vec::new(),
+            names_unsynced: false,
+            last_hash: recovered.last_hash,
+            floor_us: recovered.floor_us,
+            writer_generation: manifest.state().writer_generation,
+            head: Vec::new(),
+        };
+        let published = Published { position: recovered.position, history, horizon: recovered.horizon };
+        let source = Arc::new(Source::new(Arc::clone(&storage), key, options.index_cache_bytes));
+        Self {
+            storage,
+            options,
+            vm,
+            key,
+            source,
+            read_only,
+            poisoned: AtomicBool::new(false),
+            written_bytes: AtomicU64::new(0),
+            frames: AtomicU64::new(0),
+            syncing: Mutex::new(()),
+            log: Mutex::new(log),
+            manifest: Mutex::new(manifest),
+            published: RwLock::new(published),
+            runs: RwLock::new(Arc::new(recovered.runs)),
+            _lock: lock,
+        }
+    }
+}
+
+fn damaged_reason(damage: &Damage) -> String {
+    format!(
+        "acknowledged content is damaged ({damage}): restore these bytes from a copy, or recover what is left"
+    )
+}
+
+fn check_options(options: &Options) -> Result<(), OpenError> {
+    if options.segment_bytes == 0 || options.segment_bytes > SEGMENT_MAX_BYTES {
+        return Err(OpenError::Option("segment_bytes"));
+    }
+    Ok(())
+}
+
+fn take_lock(storage: &dyn Storage) -> Result<Box<dyn StorageLock>, OpenError> {
+    storage.lock().map_err(|error| match error.kind() {
+        StorageErrorKind::Locked => OpenError::Locked,
+        _ => OpenError::Storage(error),
+    })
+}
+
+/// The bytes of a whole file.
+pub(crate) fn read_file(storage: &dyn Storage, name: &str) -> Result<Vec<u8>, crate::storage::StorageError> {
+    let file = storage.open(name)?;
+    let mut bytes = vec![0; size(file.len()?)];
+    file.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn read_manifest(storage: &dyn Storage) -> Result<Read, OpenError> {
+    let bytes = match read_file(storage, MANIFEST_FILE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == StorageErrorKind::Missing => return Err(OpenError::Missing),
+        Err(error) => return Err(error.into()),
+    };
+    manifest::read(&bytes).map_err(|error| match error {
+        ManifestError::Damaged(damage) => OpenError::Damaged(damage),
+        newer @ ManifestError::Newer(_) => OpenError::Newer(newer.to_string()),
+    })
+}
+
+/// Cuts the tail, drops what held nothing acknowledged, and fences older writers; durable before anything is appended.
+fn repair(storage: &dyn Storage, recovered: &Recovered, manifest: &mut ManifestLog) -> Result<(), OpenError> {
+    if let Tail::Open(tail) = &recovered.tail {
+        if recovered.cut_bytes > 0 {
+            tail.file.truncate(tail.length)?;
+        }
+        // Frames that a killed process wrote may not be on the disk yet, and are about to be reported as durable.
+        tail.file.sync()?;
+    }
+    for run in &recovered.runs {
+        if let super::Run::Open(segment) = run
+            && segment.closed().is_some()
+        {
+            storage.open(&segment_name(segment.ordinal))?.sync()?;
+        }
+    }
+    storage.sync_dir()?;
+    for ordinal in &recovered.drop {
+        manifest.append(&Record::Dropped(*ordinal))?;
+    }
+    manifest.append(&Record::Writer(manifest.state().writer_generation + 1))?;
+    let position = recovered.position;
+    manifest.sync()?;
+    manifest.append(&Record::Durable { seq: position.seq, lsn: position.lsn })?;
+    Ok(())
+}
+
+/// Renames what the manifest does not name: it is no part of the journal, but not ours to destroy either.
+fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenError> {
+    let mut moved = Vec::new();
+    for name in storage.list()? {
+        if name == MANIFEST_FILE || name.starts_with(ASIDE) || is_listed(&name, state) {
+            continue;
+        }
+        if name == MANIFEST_NEW_FILE {
+            // A snapshot that never got its name; the manifest holds all of it.
+            storage.remove(&name)?;
+            continue;
+        }
+        let aside = format!("{ASIDE}{name}");
+        storage.rename(&name, &aside)?;
+        moved.push(aside);
+    }
+    storage.sync_dir()?;
+    Ok(moved)
+}
+
+pub(crate) fn is_listed(name: &str, state: &State) -> bool {
+    let sealed = |ordinal: &u64| name == segment_name(*ordinal) || name == leaf_name(*ordinal);
+    state.sealed.keys().any(sealed) || state.open.keys().any(|ordinal| name == segment_name(*ordinal))
+}

@@ -1,0 +1,90 @@
+//! What the records of a manifest add up to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidemark_proto::ids::Lsn;
+
+use super::{Record, Sealed, SegmentOpen};
+use crate::records::DiskRecord;
+
+/// A disk and the sizes it was told to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DiskState {
+    pub record: DiskRecord,
+    /// Sizes by `put_disk`, from an LSN on.
+    pub sizes: Vec<(Lsn, u64)>,
+}
+
+/// The state of a journal, but for the content of its segments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    pub writer_generation: u64,
+    pub disks: BTreeMap<u32, DiskState>,
+    pub notes: BTreeMap<String, Vec<u8>>,
+    /// By ordinal, which is log order.
+    pub sealed: BTreeMap<u64, Arc<Sealed>>,
+    pub open: BTreeMap<u64, SegmentOpen>,
+    /// Highest ordinal ever given.
+    pub last_ordinal: u64,
+    /// Acknowledged at least up to here.
+    pub durable_seq: u64,
+    pub durable_lsn: Lsn,
+    /// The last record says that the journal was closed.
+    pub closed: bool,
+}
+
+impl State {
+    pub(crate) fn apply(&mut self, record: &Record) {
+        self.closed = matches!(record, Record::Closed { .. });
+        match record {
+            Record::Writer(generation) => self.writer_generation = *generation,
+            Record::Disk(disk) => {
+                self.disks.insert(disk.record.id.0, disk.clone());
+            }
+            Record::Note(key, value) if value.is_empty() => {
+                self.notes.remove(key);
+            }
+            Record::Note(key, value) => {
+                self.notes.insert(key.clone(), value.clone());
+            }
+            Record::Open(open) => {
+                self.last_ordinal = self.last_ordinal.max(open.ordinal);
+                self.open.insert(open.ordinal, *open);
+            }
+            Record::Sealed(sealed) => {
+                self.last_ordinal = self.last_ordinal.max(sealed.ordinal);
+                self.open.remove(&sealed.ordinal);
+                self.durable(sealed.position.seq, sealed.position.lsn);
+                self.sealed.insert(sealed.ordinal, Arc::clone(sealed));
+            }
+            Record::Dropped(ordinal) => {
+                self.last_ordinal = self.last_ordinal.max(*ordinal);
+                self.open.remove(ordinal);
+            }
+            Record::Durable { seq, lsn } | Record::Closed { seq, lsn } => self.durable(*seq, *lsn),
+            Record::SnapshotEnd => {}
+        }
+    }
+
+    fn durable(&mut self, seq: u64, lsn: Lsn) {
+        self.durable_seq = self.durable_seq.max(seq);
+        self.durable_lsn = self.durable_lsn.max(lsn);
+    }
+
+    /// Records that rebuild this state.
+    pub(crate) fn snapshot(&self) -> Vec<Record> {
+        let mut records = vec![Record::Writer(self.writer_generation)];
+        records.extend(self.disks.values().cloned().map(Record::Disk));
+        records.extend(self.notes.iter().map(|(key, value)| Record::Note(key.clone(), value.clone())));
+        records.extend(self.sealed.values().cloned().map(Record::Sealed));
+        records.extend(self.open.values().copied().map(Record::Open));
+        // Keeps the highest ordinal when its segment was dropped, so that it is not given again.
+        if self.last_ordinal > 0 && !self.open.contains_key(&self.last_ordinal) {
+            records.push(Record::Dropped(self.last_ordinal));
+        }
+        records.push(Record::Durable { seq: self.durable_seq, lsn: self.durable_lsn });
+        records.push(Record::SnapshotEnd);
+        records
+    }
+}

@@ -1,0 +1,208 @@
+//! The timeline as it stood when it was asked for.
+
+use std::sync::Arc;
+
+use tidemark_proto::ids::{DiskId, Lsn};
+
+use super::{Gap, History, Horizon, Marker, Point, Refused, RefusedCause, TimelineError, Window};
+use crate::error::ReadError;
+use crate::journal::Run;
+use crate::view::Source;
+
+/// A snapshot of what can be recovered, of what is durable only. Cheap to take and to clone.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    history: Arc<History>,
+    horizon: Option<Horizon>,
+    runs: Arc<Vec<Run>>,
+    source: Arc<Source>,
+}
+
+impl Timeline {
+    pub(crate) fn new(
+        history: Arc<History>,
+        horizon: Option<Horizon>,
+        runs: Arc<Vec<Run>>,
+        source: Arc<Source>,
+    ) -> Self {
+        Self { history, horizon, runs, source }
+    }
+
+    /// The newest durable clean heartbeat; `None` before the first.
+    #[must_use]
+    pub fn horizon(&self) -> Option<Horizon> {
+        self.horizon
+    }
+
+    /// All gaps, in the order in which their lines began.
+    #[must_use]
+    pub fn gaps(&self) -> &[Gap] {
+        &self.history.gaps
+    }
+
+    /// All markers, by LSN.
+    #[must_use]
+    pub fn markers(&self) -> &[Marker] {
+        &self.history.markers
+    }
+
+    /// Disks with an open gap, by id.
+    #[must_use]
+    pub fn open_gap_disks(&self) -> Vec<DiskId> {
+        self.history.open_disks()
+    }
+
+    /// Disks that are exact at an LSN, by id.
+    #[must_use]
+    pub fn exact_disks(&self, lsn: Lsn) -> Vec<DiskId> {
+        let known =
+            self.history.disks.iter().filter(|(_, disk)| disk.first_line.is_some_and(|line| line <= lsn));
+        known.map(|(id, _)| *id).filter(|id| self.gap_at(lsn, *id).is_none()).collect()
+    }
+
+    pub(crate) fn size_at(&self, disk: DiskId, lsn: Lsn) -> u64 {
+        self.history.disks.get(&disk).map_or(0, |disk| disk.size_at(lsn))
+    }
+
+    fn gap_at(&self, lsn: Lsn, disk: DiskId) -> Option<&Gap> {
+        let at =
+            |gap: &&Gap| gap.from <= lsn && gap.to.is_none_or(|to| lsn < to) && gap.disks.contains(&disk);
+        self.history.gaps.iter().rev().find(at)
+    }
+
+    /// Whether an LSN is a point, looking at it alone.
+    fn judge(&self, lsn: Lsn, disks: &[DiskId]) -> Result<(), RefusedCause> {
+        if self.horizon.is_none_or(|horizon| lsn > horizon.lsn) {
+            return Err(RefusedCause::AfterLatest);
+        }
+        let mut any = false;
+        for (id, disk) in &self.history.disks {
+            let known = disk.first_line.is_some_and(|line| line <= lsn);
+            if if disks.is_empty() { !known } else { !disks.contains(id) } {
+                continue;
+            }
+            if !known {
+                return Err(RefusedCause::BeforeHistory);
+            }
+            if let Some(gap) = self.gap_at(lsn, *id) {
+                return Err(RefusedCause::Gap(gap.cause));
+            }
+            any = true;
+        }
+        if any && disks.iter().all(|disk| self.history.disks.contains_key(disk)) {
+            Ok(())
+        } else {
+            Err(RefusedCause::BeforeHistory)
+        }
+    }
+
+    /// Runs of good LSNs, both ends inside. The answer can change only where a gap or a disk begins or a gap ends.
+    fn runs_of_points(&self, disks: &[DiskId]) -> Vec<(Lsn, Lsn)> {
+        let Some(horizon) = self.horizon else { return Vec::new() };
+        let mut edges: Vec<u64> = vec![1];
+        edges.extend(
+            self.history.gaps.iter().flat_map(|gap| [Some(gap.from.0), gap.to.map(|to| to.0)]).flatten(),
+        );
+        edges.extend(self.history.disks.values().filter_map(|disk| disk.first_line.map(|line| line.0)));
+        edges.retain(|edge| *edge >= 1 && *edge <= horizon.lsn.0);
+        edges.sort_unstable();
+        edges.dedup();
+        let ends = edges.iter().skip(1).map(|next| next - 1).chain([horizon.lsn.0]);
+        let mut runs: Vec<(Lsn, Lsn)> = Vec::new();
+        for (from, to) in edges.iter().zip(ends).filter(|(from, _)| self.judge(Lsn(**from), disks).is_ok()) {
+            match runs.last_mut() {
+                Some((_, last)) if last.0 + 1 == *from => *last = Lsn(to),
+                _ => runs.push((Lsn(*from), Lsn(to))),
+            }
+        }
+        runs
+    }
+
+    /// Runs of points at which all of `disks` are exact; no disks = every disk that is known by then.
+    ///
+    /// # Errors
+    /// When the times cannot be read.
+    pub fn windows(&self, disks: &[DiskId]) -> Result<Vec<Window>, ReadError> {
+        let runs = self.runs_of_points(disks);
+        runs.into_iter()
+            .map(|(from, to)| Ok(Window { from: self.point(from)?, to: self.point(to)? }))
+            .collect()
+    }
+
+    fn point(&self, lsn: Lsn) -> Result<Point, ReadError> {
+        Ok(Point { lsn, time_us: self.time_of(lsn)? })
+    }
+
+    fn refuse(&self, lsn: Lsn, disks: &[DiskId], cause: RefusedCause) -> TimelineError {
+        let runs = self.runs_of_points(disks);
+        // `lsn` itself may be a point: then the question was about a time after it.
+        let before = runs.iter().rev().find(|(from, _)| *from <= lsn).map(|(_, to)| (*to).min(lsn));
+        let after = runs.iter().find(|(from, _)| *from > lsn).map(|(from, _)| *from);
+        let point = |lsn: Option<Lsn>| lsn.map(|lsn| self.point(lsn)).transpose();
+        match (point(before), point(after)) {
+            (Ok(before), Ok(after)) => TimelineError::Refused(Box::new(Refused { cause, before, after })),
+            (Err(error), _) | (_, Err(error)) => error.into(),
+        }
+    }
+
+    /// Whether all of `disks` are exact at `lsn`; no disks = every disk that is known by then.
+    ///
+    /// # Errors
+    /// [`TimelineError::Refused`] with the nearest points, when it is not.
+    pub fn check(&self, lsn: Lsn, disks: &[DiskId]) -> Result<(), TimelineError> {
+        self.judge(lsn, disks).map_err(|cause| self.refuse(lsn, disks, cause))
+    }
+
+    /// The last LSN at or before a time, if it is a recovery point of `disks` and no gap lies between it and the time.
+    ///
+    /// # Errors
+    /// [`TimelineError::Refused`] with the nearest points, when there is none.
+    pub fn at_time(&self, time_us: u64, disks: &[DiskId]) -> Result<Lsn, TimelineError> {
+        let latest = self.horizon.map_or(Lsn::ZERO, |horizon| horizon.lsn);
+        let lsn = self.last_lsn_at(time_us)?.min(latest);
+        if self.horizon.is_none_or(|horizon| time_us > horizon.time_us.max(self.time_of_or_zero(horizon.lsn)))
+        {
+            return Err(self.refuse(latest, disks, RefusedCause::AfterLatest));
+        }
+        if lsn == Lsn::ZERO {
+            return Err(self.refuse(lsn, disks, RefusedCause::BeforeHistory));
+        }
+        self.check(lsn, disks)?;
+        // What was missed lies between the last good point and the line that says so.
+        if time_us > self.time_of(lsn)?
+            && let Err(cause @ RefusedCause::Gap(_)) = self.judge(lsn.next(), disks)
+        {
+            return Err(self.refuse(lsn, disks, cause));
+        }
+        Ok(lsn)
+    }
+
+    fn time_of_or_zero(&self, lsn: Lsn) -> u64 {
+        self.time_of(lsn).unwrap_or(0)
+    }
+
+    fn last_lsn_at(&self, time_us: u64) -> Result<Lsn, ReadError> {
+        for run in self.runs.iter().rev() {
+            let summary = run.summary();
+            if summary.first_lsn > 0 && summary.first_time_us <= time_us {
+                return Ok(self.source.lsn_at(run, time_us)?.unwrap_or(Lsn(summary.first_lsn)));
+            }
+        }
+        Ok(Lsn::ZERO)
+    }
+
+    /// When an LSN was captured, microseconds since the epoch by the appliance's clock; not decreasing by LSN; 0 for an
+    /// LSN that was never taken.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn time_of(&self, lsn: Lsn) -> Result<u64, ReadError> {
+        for run in self.runs.iter().rev() {
+            let summary = run.summary();
+            if summary.first_lsn > 0 && summary.first_lsn <= lsn.0 && lsn.0 <= summary.last_lsn {
+                return Ok(self.source.time(run, lsn)?.unwrap_or(0));
+            }
+        }
+        Ok(0)
+    }
+}

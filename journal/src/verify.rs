@@ -1,0 +1,244 @@
+//! Checks every byte of a journal's files against its hashes and against each other.
+
+use std::collections::BTreeSet;
+
+use crate::error::OpenError;
+use crate::index::MemoryIndex;
+use crate::journal::{is_listed, push_event, read_file, read_manifest};
+use crate::leaf::{self, leaf_name};
+use crate::manifest::{MANIFEST_FILE, Read, Sealed};
+use crate::recovery::{Damage, RecoveryReport, replay, time_before};
+use crate::segment::{Scanner, Stop, segment_name};
+use crate::storage::{Storage, StorageErrorKind};
+use crate::timeline::{Event, History, Horizon, What};
+
+/// What [`verify`] found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Everything that is not as written, in file order. Empty: all is well.
+    pub damage: Vec<Damage>,
+    /// Unacknowledged bytes at an end of the log or manifest: no loss; the next opening for writing cuts them. On a
+    /// journal that was closed in order, or never crashed, there are none, and these are damage too.
+    pub torn_tail: Vec<Damage>,
+    /// Files that the manifest does not name.
+    pub unlisted: Vec<String>,
+    /// Files read.
+    pub files: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Frames checked.
+    pub frames: u64,
+}
+
+impl VerifyReport {
+    /// Whether every byte is as written.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.damage.is_empty() && self.torn_tail.is_empty()
+    }
+}
+
+/// Checks every byte of every file that the manifest names. Changes nothing and needs no lock.
+///
+/// # Errors
+/// When there is no journal, it is of a newer version, or the storage fails. Damage is no error but a finding.
+pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
+    let mut report = VerifyReport::default();
+    let read = match read_manifest(storage) {
+        Ok(read) => read,
+        Err(OpenError::Damaged(damage)) => {
+            report.damage.push(damage);
+            return Ok(report);
+        }
+        Err(error) => return Err(error),
+    };
+    report.files += 1;
+    report.bytes += storage.open(MANIFEST_FILE)?.len()?;
+    report.damage.extend(read.damage.clone());
+    report.torn_tail.extend(read.torn.clone());
+    let mut walk = Walk { storage, read: &read, report, last_hash: [0; 32], floor_us: 0, horizon: None };
+    for sealed in read.state.sealed.values() {
+        walk.sealed(sealed)?;
+    }
+    // What the open segments' ends mean is the decision table's business.
+    let recovered = replay(storage, &read.key, &read.state)?;
+    let mut open = BTreeSet::new();
+    for ordinal in read.state.open.keys() {
+        open.insert(segment_name(*ordinal));
+        walk.open(*ordinal, recovered.damage.as_ref())?;
+    }
+    let mut report = walk.report;
+    if let Some(damage) = recovered.damage
+        && !report.damage.iter().any(|known| known.file == damage.file)
+    {
+        report.damage.push(damage);
+    }
+    let names = storage.list()?.into_iter();
+    report.unlisted = names.filter(|name| name != MANIFEST_FILE && !is_listed(name, &read.state)).collect();
+    Ok(report)
+}
+
+struct Walk<'a> {
+    storage: &'a dyn Storage,
+    read: &'a Read,
+    report: VerifyReport,
+    last_hash: [u8; 32],
+    floor_us: u64,
+    horizon: Option<Horizon>,
+}
+
+/// A segment as read from its frames.
+struct Walked {
+    index: MemoryIndex,
+    events: Vec<Event>,
+    stop: Stop,
+    bytes: u64,
+    last_hash: [u8; 32],
+}
+
+impl Walk<'_> {
+    fn damage(&mut self, file: String, offset: u64, bytes: u64, problem: &str) {
+        self.report.damage.push(Damage { file, offset, bytes, problem: problem.to_owned() });
+    }
+
+    /// Reads a segment to its end or first damage; `None` if it has no header.
+    fn walk(&mut self, ordinal: u64) -> Result<Option<Walked>, OpenError> {
+        let file = match self.storage.open(&segment_name(ordinal)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == StorageErrorKind::Missing => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        self.report.files += 1;
+        self.report.bytes += file.len()?;
+        let previous = Some(self.last_hash);
+        let Some(mut scanner) = Scanner::open(file, ordinal, &self.read.key, previous)? else {
+            return Ok(None);
+        };
+        let mut index = MemoryIndex::new(self.floor_us);
+        let mut events = Vec::new();
+        let mut history = History::default();
+        let stop = loop {
+            let scan = match scanner.next()? {
+                Ok(scan) => scan,
+                Err(stop) => break stop,
+            };
+            self.report.frames += 1;
+            index.add_decoded(&scan.frame, scan.offset);
+            let horizon = self.horizon;
+            if let Some(event) =
+                Event::of(&scan.frame, index.floor_us(), |lsn| time_before(&index, horizon, lsn))
+            {
+                if event.what == What::Horizon {
+                    self.horizon = history.apply(&event);
+                }
+                push_event(&mut events, event);
+            }
+        };
+        let last_hash = scanner.tail().1;
+        Ok(Some(Walked { index, events, stop, bytes: scanner.length(), last_hash }))
+    }
+
+    fn sealed(&mut self, sealed: &Sealed) -> Result<(), OpenError> {
+        let name = segment_name(sealed.ordinal);
+        let walked = self.walk(sealed.ordinal)?;
+        match &walked {
+            None => self.damage(
+                name,
+                0,
+                crate::segment::SEGMENT_HEADER_BYTES as u64,
+                "the header is not as written",
+            ),
+            Some(walked) => match &walked.stop {
+                Stop::Invalid { offset, bytes, problem } => {
+                    self.damage(name, *offset, *bytes, problem);
+                }
+                Stop::Clean => self.damage(name, walked.bytes, 0, "the footer is missing"),
+                Stop::Footer if walked.bytes != sealed.bytes || walked.last_hash != sealed.last_hash => {
+                    self.damage(name, 0, walked.bytes, "it is not the segment that the manifest names");
+                }
+                Stop::Footer => {}
+            },
+        }
+        let walked = walked.filter(|walked| walked.stop == Stop::Footer);
+        self.leaf(sealed, walked.as_ref())?;
+        // Damage in one segment must not hide what the next holds.
+        self.last_hash = sealed.last_hash;
+        self.floor_us = self.floor_us.max(sealed.summary.last_time_us);
+        self.horizon = sealed
+            .events
+            .iter()
+            .rev()
+            .find(|event| event.what == What::Horizon)
+            .map_or(self.horizon, |event| Some(Horizon { lsn: event.lsn, time_us: event.time_us }));
+        Ok(())
+    }
+
+    fn leaf(&mut self, sealed: &Sealed, walked: Option<&Walked>) -> Result<(), OpenError> {
+        let name = leaf_name(sealed.ordinal);
+        let bytes = match read_file(self.storage, &name) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == StorageErrorKind::Missing => {
+                self.damage(name, 0, sealed.leaf_bytes, "the file is missing");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.report.files += 1;
+        self.report.bytes += bytes.len() as u64;
+        if let Err(error) = leaf::decode(&bytes, &self.read.key) {
+            self.damage(name, error.offset, error.bytes, error.problem);
+            return Ok(());
+        }
+        let Some(walked) = walked else { return Ok(()) };
+        let (expected, hash) = leaf::encode(&walked.index, sealed.ordinal, &self.read.key);
+        if expected != bytes || hash != sealed.leaf_hash {
+            self.damage(name, 0, bytes.len() as u64, "it is not the index of its segment");
+        }
+        if walked.events != sealed.events || walked.index.summary() != sealed.summary {
+            self.damage(
+                MANIFEST_FILE.to_owned(),
+                0,
+                0,
+                "its record of a segment is not what the segment says",
+            );
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, ordinal: u64, judged: Option<&Damage>) -> Result<(), OpenError> {
+        let name = segment_name(ordinal);
+        let Some(walked) = self.walk(ordinal)? else {
+            let problem = "the file is missing or its header is not as written";
+            let bytes = crate::segment::SEGMENT_HEADER_BYTES as u64;
+            self.tail(Damage { file: name, offset: 0, bytes, problem: problem.to_owned() }, judged);
+            return Ok(());
+        };
+        self.last_hash = walked.last_hash;
+        self.floor_us = walked.index.floor_us();
+        if let Stop::Invalid { offset, bytes, problem } = walked.stop {
+            self.tail(Damage { file: name, offset, bytes, problem }, judged);
+        }
+        Ok(())
+    }
+
+    /// Damage, if recovery judges it so, else a torn tail.
+    fn tail(&mut self, found: Damage, judged: Option<&Damage>) {
+        if judged.is_some() { self.report.damage.push(found) } else { self.report.torn_tail.push(found) }
+    }
+}
+
+/// What opening would find, without changing anything.
+///
+/// # Errors
+/// As [`verify`].
+pub fn inspect(storage: &dyn Storage) -> Result<RecoveryReport, OpenError> {
+    let read = read_manifest(storage)?;
+    let recovered = replay(storage, &read.key, &read.state)?;
+    let torn = read.torn.as_ref().map_or(0, |torn| torn.bytes);
+    Ok(RecoveryReport {
+        damage: read.damage.or(recovered.damage),
+        cut_bytes: recovered.cut_bytes + torn,
+        moved_aside: Vec::new(),
+        frames_scanned: recovered.frames,
+    })
+}
