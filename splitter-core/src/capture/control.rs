@@ -71,7 +71,8 @@ pub trait Control {
     /// When a counter cannot be read; the poll then counts as not clean.
     fn witness(&mut self) -> Result<Witness, ControlError>;
 
-    /// Takes the present counters as right from now on. Called after the disks of a mismatch were marked whole.
+    /// Takes the counters of the mismatch last reported as right: not the present ones, a write missed since then
+    /// must be reported again. Called when the gap of that mismatch is durable.
     ///
     /// # Errors
     /// When the new base cannot be stored; the mismatch then comes again.

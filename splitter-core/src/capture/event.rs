@@ -4,7 +4,7 @@ use tidemark_proto::v1::WriteKind;
 
 /// A protected disk in the kernel's tables. A slot is not given to another disk while the ring still holds a record
 /// of the disk that had it before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Slot(pub u16);
 
 /// Bits of [`Issue::flags`]; the same as in `WriteEntry.flags` of the protocol.

@@ -1,0 +1,591 @@
+//! The engine's state and its step.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use thiserror::Error;
+use tidemark_proto::ids::CaptureId;
+use tidemark_proto::v1::{DiskStatus, Frame, GapCause, Heartbeat, Marker, StreamPosition, frame::Body};
+
+use super::barrier::{Barrier, BarrierKind, MarkerRequest};
+use super::batch::Batch;
+use super::clock::ClockEstimate;
+use super::copy::{Copy, ReadRequest, base_blocks};
+use super::disk::{Disk, DiskReport};
+use super::inflight::InFlight;
+use super::limits::{
+    COPY_RING_FILL_MAX, COPY_UNSENT_MAX_BYTES, LINE_INTERVAL_US, MARKERS_WAITING_MAX, READ_MAX_BYTES,
+    READ_RETRY_US, READ_SEARCH_MAX, STEP_UNITS_MAX, STUCK_RING_PART,
+};
+use super::window::{End, Window};
+use crate::capture::{
+    BLOCK_BYTES, BlockRange, Control, ControlError, DirtyMaps, MapError, Mode, Ring, RingError, Slot, Witness,
+};
+
+/// The kernel side, lent to the engine for one call.
+pub struct Kernel<'a> {
+    /// The ring of captured writes.
+    pub ring: &'a mut dyn Ring,
+    /// Modes, generations, witness.
+    pub control: &'a mut dyn Control,
+    /// The dirty maps.
+    pub dirty: &'a mut dyn DirtyMaps,
+}
+
+impl std::fmt::Debug for Kernel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").finish_non_exhaustive()
+    }
+}
+
+/// Plain settings of an engine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Settings {
+    /// Resident bytes of the splitter, as last measured by the driver; travels in heartbeats.
+    pub rss_bytes: u64,
+}
+
+/// Something the driver should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// A marker has its LSN. It is durable once that LSN is acknowledged.
+    MarkerPlaced {
+        /// As requested.
+        request: MarkerRequest,
+        /// Its LSN.
+        lsn: u64,
+    },
+    /// A marker cannot be placed.
+    MarkerFailed {
+        /// As requested.
+        request: MarkerRequest,
+        /// Why, for people.
+        reason: String,
+    },
+    /// A gap was opened or continued under a new line.
+    LineStarted {
+        /// Its LSN.
+        lsn: u64,
+        /// First LSN of the gap.
+        gap_from: u64,
+        /// Why.
+        cause: GapCause,
+        /// Details for people.
+        detail: String,
+    },
+    /// Every point of the disk from this LSN on is recoverable again.
+    LineEnded {
+        /// Its LSN.
+        lsn: u64,
+        /// The disk.
+        slot: Slot,
+    },
+    /// A range could not be read and is tried again.
+    ReadFailed {
+        /// The disk.
+        slot: Slot,
+    },
+    /// The kernel side refuses to restart capture; the engine tries again.
+    RestartFailed {
+        /// Why.
+        detail: String,
+    },
+}
+
+/// The engine cannot go on with this capture.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// A dirty map is not accessible: nothing can be promised about its disk.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The ring cannot be positioned.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The kernel side cannot be controlled.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+/// Numbers for `status`.
+#[derive(Debug, Clone, Default)]
+pub struct StatusReport {
+    /// LSN of the last captured write.
+    pub captured_lsn: u64,
+    /// LSN of the last acknowledged one.
+    pub acked_lsn: u64,
+    /// Bytes of the ring in use.
+    pub ring_bytes_used: u64,
+    /// Bytes of the ring.
+    pub ring_bytes: u64,
+    /// Requests not captured since the capture was loaded.
+    pub dropped: u64,
+    /// Bytes in the retransmit window.
+    pub window_bytes: u64,
+    /// The stream's generation.
+    pub generation: u64,
+    /// Per disk.
+    pub disks: Vec<DiskReport>,
+}
+
+/// Where the ring's reader stands.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reader {
+    pub(super) position: u64,
+    pub(super) oldest_open: u64,
+    stuck_bytes: u64,
+}
+
+/// The engine; see the module.
+#[derive(Debug, Default)]
+pub struct Engine {
+    pub(super) settings: Settings,
+    pub(super) attached: bool,
+    pub(super) connected: bool,
+    pub(super) capture_id: CaptureId,
+    pub(super) generation: u64,
+    /// The kernel's generation of the units being read; unknown until the first unit after a restart.
+    pub(super) kernel_generation: Option<u32>,
+    /// LSN of the last entry of the stream.
+    pub(super) lsn: u64,
+    /// LSN of the last clean heartbeat.
+    pub(super) clean_lsn: u64,
+    pub(super) at: Reader,
+    pub(super) window: Window,
+    pub(super) batch: Batch,
+    pub(super) inflight: InFlight,
+    pub(super) disks: BTreeMap<Slot, Disk>,
+    pub(super) copy: Copy,
+    pub(super) next_disk: Slot,
+    pub(super) barriers: VecDeque<Barrier>,
+    pub(super) heartbeat_us: u64,
+    pub(super) heartbeat_due_us: u64,
+    /// A witness mismatch is accepted once the frame with this number is acknowledged.
+    pub(super) witness_seq: Option<u64>,
+    pub(super) clock: ClockEstimate,
+    pub(super) notices: VecDeque<Notice>,
+    pub(super) now_us: u64,
+}
+
+impl Engine {
+    /// An engine that has met neither a kernel nor an appliance yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the numbers that travel in heartbeats.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// Sets the clock estimate stamped on frames as they are sent.
+    pub fn set_clock(&mut self, clock: ClockEstimate) {
+        self.clock = clock;
+    }
+
+    /// What the engine believes was acknowledged last; all zero before the first welcome.
+    #[must_use]
+    pub fn last_acked(&self) -> StreamPosition {
+        if self.attached { self.window.position(self.capture_id) } else { StreamPosition::default() }
+    }
+
+    /// LSN acknowledged as durable.
+    #[must_use]
+    pub fn acked_lsn(&self) -> u64 {
+        self.window.acked().lsn
+    }
+
+    /// The next notice.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    /// The next frame to send, stamped with the clock estimate.
+    pub fn next_frame(&mut self) -> Option<Frame> {
+        if !self.connected {
+            return None;
+        }
+        let mut frame = self.window.next_to_send()?;
+        frame.clock_offset_us = self.clock.offset_us;
+        frame.clock_error_us = self.clock.error_us;
+        Some(frame)
+    }
+
+    /// Asks for a marker at the present end of the ring. The outcome comes as a notice.
+    pub fn request_marker(&mut self, kernel: &Kernel<'_>, now_us: u64, request: MarkerRequest) {
+        let waiting =
+            self.barriers.iter().filter(|barrier| matches!(barrier.kind, BarrierKind::Marker(_))).count();
+        let problem = request.problem().or(if !self.attached {
+            Some("no disk is protected yet")
+        } else if waiting >= MARKERS_WAITING_MAX {
+            Some("too many bookmarks are waiting already")
+        } else {
+            None
+        });
+        if let Some(reason) = problem {
+            self.notices.push_back(Notice::MarkerFailed { request, reason: reason.to_owned() });
+            return;
+        }
+        let position = kernel.ring.producer();
+        self.barriers.push_back(Barrier {
+            position,
+            boottime_us: now_us,
+            kind: BarrierKind::Marker(request),
+        });
+    }
+
+    /// Does what can be done now: reads the ring, closes frames, keeps lines, heartbeats and the ring's release.
+    /// Returns whether there is more to do at once.
+    ///
+    /// # Errors
+    /// When the kernel side cannot be used any more. The caller should stop; a later process starts from the last
+    /// acknowledged position.
+    pub fn step(&mut self, kernel: &mut Kernel<'_>, now_us: u64) -> Result<bool, EngineError> {
+        self.now_us = now_us;
+        self.look(kernel.ring);
+        if !self.attached {
+            return Ok(false);
+        }
+        self.schedule_heartbeat(kernel, now_us);
+        let mut more = true;
+        for _ in 0..STEP_UNITS_MAX {
+            if !self.window.has_room() {
+                more = false;
+                break;
+            }
+            let read = self.read_unit(kernel)?;
+            self.pass_barriers(kernel)?;
+            if !read {
+                more = false;
+                break;
+            }
+        }
+        self.close_batch();
+        self.follow_kernel(kernel)?;
+        self.end_lines(kernel)?;
+        self.release(kernel)?;
+        Ok(more)
+    }
+
+    /// Settles what the acknowledged frames carried and gives ring memory back.
+    fn release(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
+        let acked = self.window.acked();
+        for (slot, range) in self.copy.acked(acked.seq) {
+            kernel.dirty.clear(slot, range)?;
+            if let Some(disk) = self.disks.get_mut(&slot) {
+                disk.copied_bytes = disk.copied_bytes.saturating_add(range.blocks() * BLOCK_BYTES);
+            }
+        }
+        if self.witness_seq.is_some_and(|seq| seq <= acked.seq) {
+            self.witness_seq = None;
+            kernel.control.accept_witness()?;
+        }
+        let floor = acked.floor.min(kernel.ring.oldest_open().unwrap_or(u64::MAX));
+        if floor > kernel.ring.consumer() {
+            kernel.ring.release(floor);
+        }
+        Ok(())
+    }
+
+    /// Notes where the reader stands: frames made from now on end there.
+    pub(super) fn look(&mut self, ring: &dyn Ring) {
+        self.at = Reader {
+            position: ring.position(),
+            oldest_open: ring.oldest_open().unwrap_or(u64::MAX),
+            stuck_bytes: ring.size() / STUCK_RING_PART,
+        };
+    }
+
+    /// Puts the batch into a frame.
+    pub(super) fn close_batch(&mut self) {
+        if !self.batch.is_empty() {
+            let writes = self.batch.take();
+            self.push_body(Body::Writes(writes));
+        }
+    }
+
+    /// Closes the batch and appends a frame at the reader's position. Returns its number.
+    pub(super) fn push_frame(&mut self, body: Body) -> u64 {
+        self.close_batch();
+        self.push_body(body)
+    }
+
+    pub(super) fn push_body(&mut self, body: Body) -> u64 {
+        let Reader { position, oldest_open, stuck_bytes } = self.at;
+        let stuck_before = position.saturating_sub(stuck_bytes);
+        let floor = position.min(self.inflight.oldest(stuck_before).unwrap_or(u64::MAX)).min(oldest_open);
+        let lsn = match &body {
+            // An entry after the batch may be numbered already.
+            Body::Writes(writes) => {
+                writes.first_lsn.saturating_add(writes.entries.len() as u64).saturating_sub(1)
+            }
+            Body::LineStart(line) => line.lsn,
+            _ => self.lsn,
+        };
+        self.window.push(self.generation, lsn, position, floor, body)
+    }
+
+    pub(super) fn next_lsn(&mut self) -> u64 {
+        self.lsn = self.lsn.saturating_add(1);
+        self.lsn
+    }
+
+    fn schedule_heartbeat(&mut self, kernel: &Kernel<'_>, now_us: u64) {
+        let waiting = self.barriers.iter().any(|barrier| matches!(barrier.kind, BarrierKind::Heartbeat));
+        if !self.connected || waiting || now_us < self.heartbeat_due_us {
+            return;
+        }
+        self.heartbeat_due_us = now_us.saturating_add(self.heartbeat_us);
+        let position = kernel.ring.producer();
+        self.barriers.push_back(Barrier { position, boottime_us: now_us, kind: BarrierKind::Heartbeat });
+    }
+
+    fn pass_barriers(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
+        while self.barriers.front().is_some_and(|barrier| barrier.position <= kernel.ring.position()) {
+            let Some(barrier) = self.barriers.pop_front() else { break };
+            match barrier.kind {
+                BarrierKind::Heartbeat => self.heartbeat(kernel, barrier.boottime_us)?,
+                BarrierKind::Marker(request) => self.place_marker(kernel, barrier.boottime_us, request),
+            }
+        }
+        Ok(())
+    }
+
+    fn place_marker(&mut self, kernel: &Kernel<'_>, boottime_us: u64, request: MarkerRequest) {
+        let missed = kernel.control.status().mode != Mode::Full;
+        if missed || self.disks.values().any(|disk| disk.gap_from.is_some()) || self.disks.is_empty() {
+            let reason = if self.disks.is_empty() {
+                "no disk is protected"
+            } else {
+                "this moment is not recoverable, an initial copy or resync is running: try again when `status` \
+                 says protected"
+            };
+            self.notices.push_back(Notice::MarkerFailed { request, reason: reason.to_owned() });
+            return;
+        }
+        self.close_batch();
+        let lsn = self.next_lsn();
+        let MarkerRequest { request_id, bookmark_id, name } = request.clone();
+        self.push_frame(Body::Marker(Marker { lsn, boottime_us, bookmark_id, name, request_id }));
+        self.notices.push_back(Notice::MarkerPlaced { request, lsn });
+    }
+
+    fn heartbeat(&mut self, kernel: &mut Kernel<'_>, boottime_us: u64) -> Result<(), EngineError> {
+        self.take_strays(kernel)?;
+        let clean = self.poll_witness(kernel)? && self.kernel_is_current(kernel);
+        if clean {
+            self.clean_lsn = self.lsn;
+        }
+        let report = self.report(kernel);
+        let disks = report
+            .disks
+            .iter()
+            .map(|disk| DiskStatus {
+                disk_id: disk.id.0,
+                state: disk.state.into(),
+                dirty_bytes: disk.dirty_bytes,
+                copied_bytes: disk.copied_bytes,
+            })
+            .collect();
+        let body = Heartbeat {
+            lsn: self.lsn,
+            boottime_us,
+            clean,
+            ring_bytes: report.ring_bytes,
+            ring_bytes_used: report.ring_bytes_used,
+            dropped: report.dropped,
+            rss_bytes: self.settings.rss_bytes,
+            disks,
+        };
+        self.push_frame(Body::Heartbeat(body));
+        Ok(())
+    }
+
+    /// Full capture, and no restart of capture in the ring that was not read yet.
+    pub(super) fn kernel_is_current(&self, kernel: &Kernel<'_>) -> bool {
+        let status = kernel.control.status();
+        status.mode == Mode::Full && self.kernel_generation.is_none_or(|known| known == status.generation)
+    }
+
+    fn poll_witness(&mut self, kernel: &mut Kernel<'_>) -> Result<bool, EngineError> {
+        if self.witness_seq.is_some() {
+            return Ok(false);
+        }
+        match kernel.control.witness() {
+            Ok(Witness::Clean) => Ok(true),
+            Err(_) => Ok(false),
+            Ok(Witness::Mismatch { slots, detail }) => {
+                let slots: Vec<Slot> =
+                    slots.into_iter().filter(|slot| self.disks.contains_key(slot)).collect();
+                for slot in &slots {
+                    self.mark_whole(kernel.dirty, *slot)?;
+                }
+                let gap_from = self.clean_lsn.saturating_add(1);
+                self.start_line(kernel.dirty, &slots, GapCause::WitnessMismatch, gap_from, detail);
+                self.defer_line(kernel.ring, &slots);
+                self.witness_seq = Some(self.window.last_seq());
+                Ok(false)
+            }
+        }
+    }
+
+    /// The next range to read, if the captured writes leave room for it.
+    ///
+    /// # Errors
+    /// When a dirty map is not accessible.
+    pub fn next_read(
+        &mut self,
+        kernel: &mut Kernel<'_>,
+        now_us: u64,
+    ) -> Result<Option<ReadRequest>, EngineError> {
+        let used = kernel.ring.producer().saturating_sub(kernel.ring.consumer());
+        let full_at = kernel.ring.size() / 256 * COPY_RING_FILL_MAX;
+        if !self.attached
+            || !self.connected
+            || !self.kernel_is_current(kernel)
+            || !self.window.has_room()
+            || !self.copy.has_room()
+            || self.window.unsent_bytes() > COPY_UNSENT_MAX_BYTES
+            || used > full_at.max(READ_MAX_BYTES.min(kernel.ring.size() / 2))
+        {
+            return Ok(None);
+        }
+        self.now_us = now_us;
+        self.look(kernel.ring);
+        let slots: Vec<Slot> = self
+            .disks
+            .range(self.next_disk..)
+            .chain(self.disks.range(..self.next_disk))
+            .map(|(slot, _)| *slot)
+            .collect();
+        for slot in slots {
+            if let Some(request) = self.next_read_of(kernel, slot, now_us) {
+                self.next_disk = Slot(slot.0.wrapping_add(1));
+                return Ok(Some(request));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_read_of(&mut self, kernel: &mut Kernel<'_>, slot: Slot, now_us: u64) -> Option<ReadRequest> {
+        let disk = self.disks.get(&slot)?;
+        if disk.gap_from.is_none() || now_us < disk.retry_at_us || kernel.dirty.pending_blocks(slot) == 0 {
+            return None;
+        }
+        if disk.stale_line {
+            if kernel.ring.position() < disk.line_after {
+                return None;
+            }
+            if disk.line != 0 && now_us < disk.line_at_us.saturating_add(LINE_INTERVAL_US) {
+                return None;
+            }
+            // The gap is open already: this line only lifts what is read from now on.
+            let from = self.lsn.saturating_add(1);
+            self.start_line(kernel.dirty, &[slot], GapCause::UnseenWrite, from, "resync goes on".to_owned());
+        }
+        let range = self.find_range(kernel, slot)?;
+        let disk = self.disks.get_mut(&slot)?;
+        disk.cursor = range.end;
+        disk.end_at = None;
+        let (line, size_bytes) = (disk.line, disk.size_bytes);
+        Some(self.copy.begin(slot, range, line, size_bytes))
+    }
+
+    fn find_range(&mut self, kernel: &Kernel<'_>, slot: Slot) -> Option<BlockRange> {
+        let disk = self.disks.get_mut(&slot)?;
+        let mut wrapped = false;
+        for _ in 0..READ_SEARCH_MAX {
+            let Some(range) = kernel.dirty.next_pending(slot, disk.cursor, READ_MAX_BYTES / BLOCK_BYTES)
+            else {
+                if wrapped {
+                    return None;
+                }
+                wrapped = true;
+                disk.cursor = 0;
+                continue;
+            };
+            if let Some(other) = self.copy.conflict(slot, range) {
+                if other.start > range.start {
+                    // The part before the outstanding range is free.
+                    let head = BlockRange { start: range.start, end: other.start };
+                    if self.copy.conflict(slot, head).is_none()
+                        && !self.inflight.blocks_reading(slot, head, disk.line)
+                    {
+                        return Some(head);
+                    }
+                }
+                disk.cursor = other.end;
+            } else if self.inflight.blocks_reading(slot, range, disk.line) {
+                disk.cursor = range.end;
+            } else {
+                return Some(range);
+            }
+        }
+        None
+    }
+
+    /// A read came back; `None` when it failed.
+    pub fn read_done(&mut self, kernel: &Kernel<'_>, token: u64, data: Option<Vec<u8>>, now_us: u64) {
+        self.now_us = now_us;
+        self.look(kernel.ring);
+        let slot = self.copy.slot_of(token);
+        let finished = self.copy.finish(token, data.is_some());
+        let Some(disk) = slot.and_then(|slot| self.disks.get_mut(&slot)) else { return };
+        match (finished, data) {
+            (Some(finished), Some(data)) => {
+                disk.end_at = None;
+                let id = disk.id.0;
+                let body = base_blocks(finished.line, id, finished.range.start_sector(), data);
+                debug_assert_eq!(Some(finished.slot), slot);
+                let seq = self.push_frame(Body::Base(body));
+                self.copy.sent_in(token, seq);
+            }
+            (_, None) => {
+                disk.retry_at_us = now_us.saturating_add(READ_RETRY_US);
+                disk.read_errors = disk.read_errors.saturating_add(1);
+                if let Some(slot) = slot {
+                    self.notices.push_back(Notice::ReadFailed { slot });
+                }
+            }
+            (None, Some(_)) => {}
+        }
+    }
+
+    /// Numbers for `status` and heartbeats.
+    #[must_use]
+    pub fn report(&self, kernel: &Kernel<'_>) -> StatusReport {
+        let status = kernel.control.status();
+        let disks = self
+            .disks
+            .iter()
+            .map(|(slot, disk)| DiskReport {
+                id: disk.id,
+                slot: *slot,
+                state: disk.state(status.mode == Mode::DirtyOnly),
+                dirty_bytes: kernel.dirty.pending_blocks(*slot).saturating_mul(BLOCK_BYTES),
+                copied_bytes: disk.copied_bytes,
+                read_errors: disk.read_errors,
+            })
+            .collect();
+        StatusReport {
+            captured_lsn: self.lsn,
+            acked_lsn: self.window.acked().lsn,
+            ring_bytes_used: kernel.ring.producer().saturating_sub(kernel.ring.consumer()),
+            ring_bytes: kernel.ring.size(),
+            dropped: status.drops,
+            window_bytes: self.window.bytes(),
+            generation: self.generation,
+            disks,
+        }
+    }
+
+    pub(super) fn reset_stream(&mut self, end: End, granted_bytes: u64) {
+        self.window = Window::start_after(end);
+        self.window.grant(granted_bytes);
+        self.lsn = end.lsn;
+        self.batch = Batch::default();
+        self.inflight.clear();
+        self.barriers.clear();
+        self.copy = Copy::default();
+        self.witness_seq = None;
+    }
+}

@@ -1,0 +1,41 @@
+//! Limits of the engine. Each says its unit, its reason and what happens beyond it.
+
+/// Bytes of frames kept for retransmission at most, whatever the appliance grants. It keeps the splitter below 64 MiB
+/// besides its ring; 24 MiB covers 400 MB/s at 60 ms from capture to acknowledgement. Beyond it the ring holds the rest.
+pub const WINDOW_MAX_BYTES: u64 = 24 << 20;
+
+/// Bytes that a frame counts in the window beyond its payload: message, table and bookkeeping of a small frame.
+pub const FRAME_OVERHEAD_BYTES: u64 = 512;
+
+/// Bytes of one read of initial copy or resync at most: the payload target of a frame.
+pub const READ_MAX_BYTES: u64 = 1 << 20;
+
+/// Bytes of initial copy and resync read or being read and not acknowledged at most. A third of the window, so that
+/// captured writes always find room. Beyond it no further read starts.
+pub const COPY_OUTSTANDING_MAX_BYTES: u64 = 8 << 20;
+
+/// Ring fill (in parts of 256) above which no read of initial copy or resync starts: captured writes go first.
+pub const COPY_RING_FILL_MAX: u64 = 64;
+
+/// Captured bytes waiting to be sent above which no read starts.
+pub const COPY_UNSENT_MAX_BYTES: u64 = 4 << 20;
+
+/// Microseconds between two new lines of one disk that already has a gap open. A guest that overlaps its writes
+/// without end then costs twenty small frames a second, not one per write.
+pub const LINE_INTERVAL_US: u64 = 50_000;
+
+/// Microseconds before a range that could not be read is tried again.
+pub const READ_RETRY_US: u64 = 1_000_000;
+
+/// Units read in one step at most, so that acknowledgements and heartbeats are not starved by a busy ring.
+pub const STEP_UNITS_MAX: usize = 4096;
+
+/// Part of the ring (one in this many) that a request without completion may hold back. Beyond it the ring is released
+/// past its issue: a splitter restarted without memory then finds its completion unseen and reads the range again.
+pub const STUCK_RING_PART: u64 = 2;
+
+/// Markers waiting for their place in the ring at most; further ones are refused.
+pub const MARKERS_WAITING_MAX: usize = 64;
+
+/// Candidate ranges looked at in one search for a range to read. Beyond it the search goes on in the next step.
+pub const READ_SEARCH_MAX: usize = 64;

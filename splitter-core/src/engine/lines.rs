@@ -1,0 +1,303 @@
+//! Misses, lines and generations: one mechanism for everything that was not captured.
+
+use tidemark_proto::v1::{GapCause, LineEnd, LineStart, Resize, frame::Body};
+
+use super::core::{Engine, EngineError, Kernel, Notice};
+use super::disk::{Disk, DiskConfig};
+use crate::capture::{BLOCK_BYTES, BlockRange, DirtyMaps, Mode, Ring, Slot};
+
+/// A range whose content in the stream is not to be trusted from `gap_from` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Miss {
+    pub(super) slot: Slot,
+    pub(super) range: BlockRange,
+    pub(super) cause: GapCause,
+    pub(super) gap_from: u64,
+}
+
+impl Engine {
+    /// Marks a range and opens a gap, or has the open one go on under a later line.
+    pub(super) fn missed(&mut self, dirty: &mut dyn DirtyMaps, miss: &Miss) -> Result<(), EngineError> {
+        let Some(disk) = self.disks.get_mut(&miss.slot) else { return Ok(()) };
+        dirty.mark(miss.slot, miss.range)?;
+        self.copy.again(miss.slot, miss.range);
+        disk.end_at = None;
+        if disk.gap_from.is_some_and(|open| open <= miss.gap_from) {
+            // The gap is open already; the later line is taken when reading goes on.
+            disk.stale_line = true;
+            return Ok(());
+        }
+        let bytes = miss.range.blocks().saturating_mul(BLOCK_BYTES);
+        let at = miss.range.start.saturating_mul(BLOCK_BYTES);
+        self.start_line(
+            dirty,
+            &[miss.slot],
+            miss.cause,
+            miss.gap_from,
+            format!("{bytes} bytes at offset {at}"),
+        );
+        Ok(())
+    }
+
+    pub(super) fn mark_whole(&mut self, dirty: &mut dyn DirtyMaps, slot: Slot) -> Result<(), EngineError> {
+        let range = BlockRange { start: 0, end: dirty.blocks(slot) };
+        dirty.mark(slot, range)?;
+        self.copy.again(slot, range);
+        Ok(())
+    }
+
+    /// Emits a line start for these disks. Base blocks read from now on lie above everything before it.
+    pub(super) fn start_line(
+        &mut self,
+        dirty: &dyn DirtyMaps,
+        slots: &[Slot],
+        cause: GapCause,
+        gap_from: u64,
+        detail: String,
+    ) {
+        self.close_batch();
+        let mut disk_ids = Vec::with_capacity(slots.len());
+        let lsn = self.next_lsn();
+        let gap_from = gap_from.clamp(1, lsn);
+        let mut dirty_bytes: u64 = 0;
+        for slot in slots {
+            let Some(disk) = self.disks.get_mut(slot) else { continue };
+            disk_ids.push(disk.id.0);
+            dirty_bytes = dirty_bytes.saturating_add(dirty.pending_blocks(*slot).saturating_mul(BLOCK_BYTES));
+            if disk.gap_from.is_none() {
+                disk.copied_bytes = 0;
+                disk.read_errors = 0;
+                disk.initial = cause == GapCause::InitialCopy;
+            }
+            disk.gap_from = Some(disk.gap_from.map_or(gap_from, |open| open.min(gap_from)));
+            disk.line = lsn;
+            disk.line_at_us = self.now_us;
+            disk.stale_line = false;
+            disk.end_at = None;
+        }
+        let boottime_us = self.now_us;
+        let body = LineStart {
+            lsn,
+            disk_ids,
+            gap_from_lsn: gap_from,
+            cause: cause.into(),
+            detail: detail.clone(),
+            boottime_us,
+            dirty_bytes,
+        };
+        self.push_frame(Body::LineStart(body));
+        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail });
+    }
+
+    /// Blocks marked by something that has no place in the ring are read under a line beyond everything now in it.
+    pub(super) fn defer_line(&mut self, ring: &dyn Ring, slots: &[Slot]) {
+        let producer = ring.producer();
+        for slot in slots {
+            if let Some(disk) = self.disks.get_mut(slot) {
+                disk.stale_line = true;
+                disk.line_after = disk.line_after.max(producer);
+                disk.end_at = None;
+            }
+        }
+    }
+
+    /// Takes over a new generation of the kernel: nothing known of requests in flight holds any longer.
+    pub(super) fn begin_generation(
+        &mut self,
+        dirty: &mut dyn DirtyMaps,
+        kernel_generation: u32,
+        cause: GapCause,
+    ) -> Result<(), EngineError> {
+        // A capture that was loaded begins in dirty-only mode without a miss.
+        let cause = if cause == GapCause::Unspecified { GapCause::CaptureRestarted } else { cause };
+        self.close_batch();
+        self.kernel_generation = Some(kernel_generation);
+        self.generation = self.generation.saturating_add(1);
+        self.inflight.clear();
+        let slots: Vec<Slot> = self.disks.keys().copied().collect();
+        for slot in &slots {
+            self.take(dirty, *slot)?;
+        }
+        let from = self.lsn.saturating_add(1);
+        self.start_line(dirty, &slots, cause, from, "capture begins anew".to_owned());
+        Ok(())
+    }
+
+    /// Moves the kernel's dirty bits to pending. Whether there were any.
+    pub(super) fn take(&mut self, dirty: &mut dyn DirtyMaps, slot: Slot) -> Result<bool, EngineError> {
+        let mut any = false;
+        let copy = &mut self.copy;
+        dirty.take(slot, &mut |range| {
+            any = true;
+            copy.again(slot, range);
+        })?;
+        Ok(any)
+    }
+
+    /// Bits that the kernel set outside of dirty-only mode, or late: a miss that nothing else dates.
+    pub(super) fn take_strays(&mut self, kernel: &mut Kernel<'_>) -> Result<bool, EngineError> {
+        if kernel.control.status().mode != Mode::Full {
+            // They belong to the generation that begins when the ring is drained.
+            return Ok(false);
+        }
+        let mut found = false;
+        let slots: Vec<Slot> = self.disks.keys().copied().collect();
+        for slot in slots {
+            if !self.take(kernel.dirty, slot)? {
+                continue;
+            }
+            found = true;
+            let gap_from = self.clean_lsn.saturating_add(1);
+            let range = BlockRange { start: 0, end: 0 };
+            let cause = GapCause::UnseenWrite;
+            self.missed(kernel.dirty, &Miss { slot, range, cause, gap_from })?;
+            self.defer_line(kernel.ring, &[slot]);
+        }
+        Ok(found)
+    }
+
+    /// In dirty-only mode with a drained ring: restarts capture.
+    pub(super) fn follow_kernel(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
+        let status = kernel.control.status();
+        let behind = self.kernel_generation.is_some_and(|known| known < status.generation);
+        if status.mode == Mode::Full && behind && kernel.ring.position() >= status.generation_start {
+            // A predecessor restarted capture and nothing was written since.
+            self.begin_generation(kernel.dirty, status.generation, status.cause)?;
+            let slots: Vec<Slot> = self.disks.keys().copied().collect();
+            self.defer_line(kernel.ring, &slots);
+            return Ok(());
+        }
+        let drained = kernel.ring.position() == kernel.ring.producer();
+        if status.mode != Mode::DirtyOnly || !drained || !self.connected || !self.window.has_room() {
+            return Ok(());
+        }
+        kernel.ring.abandon_open();
+        self.look(kernel.ring);
+        match kernel.control.restart() {
+            Ok(generation) => {
+                self.begin_generation(kernel.dirty, generation, status.cause)?;
+                if kernel.ring.producer() > kernel.ring.position() {
+                    // A completion may have been marked after the restart, behind a write captured since.
+                    let slots: Vec<Slot> = self.disks.keys().copied().collect();
+                    self.defer_line(kernel.ring, &slots);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.notices.push_back(Notice::RestartFailed { detail: error.to_string() });
+                Ok(())
+            }
+        }
+    }
+
+    /// The ring cannot be read on: everything in it is lost, and nobody marked what it held.
+    pub(super) fn damaged(&mut self, kernel: &mut Kernel<'_>, detail: String) -> Result<(), EngineError> {
+        kernel.control.force_miss(GapCause::ProbeFault)?;
+        let slots: Vec<Slot> = self.disks.keys().copied().collect();
+        for slot in slots {
+            self.mark_whole(kernel.dirty, slot)?;
+        }
+        kernel.ring.abandon_open();
+        let end = kernel.ring.producer();
+        kernel.ring.seek(end)?;
+        self.look(kernel.ring);
+        let slots: Vec<Slot> = self.disks.keys().copied().collect();
+        let from = self.lsn.saturating_add(1);
+        self.start_line(kernel.dirty, &slots, GapCause::ProbeFault, from, detail);
+        for disk in self.disks.values_mut() {
+            disk.stale_line = true;
+        }
+        Ok(())
+    }
+
+    /// Ends the gaps whose blocks are all copied and acknowledged, once the ring is read beyond the last read.
+    pub(super) fn end_lines(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
+        if self.disks.values().all(|disk| disk.gap_from.is_none()) || !self.kernel_is_current(kernel) {
+            return Ok(());
+        }
+        let mut due = Vec::new();
+        for (slot, disk) in &mut self.disks {
+            let copied = kernel.dirty.pending_blocks(*slot) == 0 && self.copy.idle(*slot);
+            if disk.gap_from.is_none() || !copied {
+                disk.end_at = None;
+                continue;
+            }
+            match disk.end_at {
+                None => disk.end_at = Some(kernel.ring.producer()),
+                Some(position) if position <= kernel.ring.position() => due.push(*slot),
+                Some(_) => {}
+            }
+        }
+        if due.is_empty()
+            || !self.window.has_room()
+            || self.take_strays(kernel)?
+            || !self.kernel_is_current(kernel)
+        {
+            return Ok(());
+        }
+        self.close_batch();
+        let lsn = self.next_lsn();
+        let mut disk_ids = Vec::with_capacity(due.len());
+        for slot in due {
+            let Some(disk) = self.disks.get_mut(&slot) else { continue };
+            disk.gap_from = None;
+            disk.initial = false;
+            disk.end_at = None;
+            disk.stale_line = false;
+            disk_ids.push(disk.id.0);
+            self.notices.push_back(Notice::LineEnded { lsn, slot });
+        }
+        self.push_frame(Body::LineEnd(LineEnd { lsn, disk_ids, boottime_us: self.now_us }));
+        Ok(())
+    }
+
+    /// Takes a disk into the stream. Its units must not have been read before.
+    ///
+    /// # Errors
+    /// When its dirty map is not accessible.
+    pub fn add_disk(&mut self, kernel: &mut Kernel<'_>, config: &DiskConfig) -> Result<(), EngineError> {
+        self.look(kernel.ring);
+        self.disks.insert(config.slot, Disk::new(config.id, config.size_bytes));
+        if config.fresh {
+            self.mark_whole(kernel.dirty, config.slot)?;
+            let from = self.lsn.saturating_add(1);
+            self.start_line(kernel.dirty, &[config.slot], config.cause, from, String::new());
+        }
+        Ok(())
+    }
+
+    /// Forgets a disk. Units of it that are still in the ring are passed over.
+    pub fn remove_disk(&mut self, slot: Slot) {
+        self.close_batch();
+        self.disks.remove(&slot);
+        self.inflight.forget_disk(slot);
+        self.copy.forget_disk(slot);
+    }
+
+    /// The disk's size changed. What was added is copied.
+    ///
+    /// # Errors
+    /// When its dirty map is not accessible.
+    pub fn resize_disk(
+        &mut self,
+        kernel: &mut Kernel<'_>,
+        slot: Slot,
+        size_bytes: u64,
+    ) -> Result<(), EngineError> {
+        self.look(kernel.ring);
+        let Some(disk) = self.disks.get_mut(&slot) else { return Ok(()) };
+        let (disk_id, old_bytes) = (disk.id.0, disk.size_bytes);
+        disk.size_bytes = size_bytes;
+        self.close_batch();
+        let lsn = self.next_lsn();
+        self.push_frame(Body::Resize(Resize { lsn, disk_id, size_bytes, boottime_us: self.now_us }));
+        if size_bytes > old_bytes {
+            let range = BlockRange { start: old_bytes / BLOCK_BYTES, end: size_bytes.div_ceil(BLOCK_BYTES) };
+            kernel.dirty.mark(slot, range)?;
+            self.copy.again(slot, range);
+            let from = self.lsn.saturating_add(1);
+            self.start_line(kernel.dirty, &[slot], GapCause::InitialCopy, from, "the disk grew".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+//! The engine: one owner of all state, without clock, threads or OS calls.
+//!
+//! The driver passes in what happened (a welcome, an acknowledgement, a finished read, the time) and calls
+//! [`Engine::step`]; it takes out frames to send, ranges to read and notices. Bird's-eye view of the modules:
+//!
+//! - `batch`: captured writes become the payload and table of a frame, copied from the ring once.
+//! - `inflight`: which requests are between issue and completion, and where they overlap.
+//! - `window`: frames sent and not acknowledged, with the positions a resumed stream starts from.
+//! - `copy`: initial copy and resync: what is being read, what awaits its acknowledgement.
+//! - `disk`: per disk, its line and its gap.
+//! - `barrier`: heartbeats and markers waiting for their place in the ring.
+//! - `apply`: units of the ring; `lines`: misses, lines and generations; `resume`: hello and welcome.
+
+mod apply;
+mod barrier;
+mod batch;
+mod clock;
+mod copy;
+mod core;
+mod disk;
+mod inflight;
+mod limits;
+mod lines;
+mod resume;
+mod window;
+
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation, reason = "the simulated disks have a hundred sectors")]
+mod simulation;
+
+pub use barrier::MarkerRequest;
+pub use clock::{ClockEstimate, ClockFilter};
+pub use copy::ReadRequest;
+pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport};
+pub use disk::{DiskConfig, DiskReport};
+pub use limits::*;
+pub use resume::{Refusal, Resumed};
