@@ -134,7 +134,7 @@ impl Journal {
         self.written(log.head.len() as u64);
         log.last_hash = hash;
         open.segment.close(open.length, hash, log.position);
-        log.unsynced.push(Arc::clone(&open.file));
+        log.unsynced.push((Arc::clone(&open.file), Arc::clone(&open.segment)));
         log.open = None;
         Ok(())
     }

@@ -70,8 +70,8 @@ struct Log {
     history: Arc<History>,
     horizon: Option<Horizon>,
     open: Option<OpenSegment>,
-    /// Files that were written since the last sync began, but for the open one.
-    unsynced: Vec<Arc<dyn StorageFile>>,
+    /// Segments that were closed since the last sync began.
+    unsynced: Vec<(Arc<dyn StorageFile>, Arc<MemorySegment>)>,
     /// Names were added since the last sync began, and the manifest names them.
     names_unsynced: bool,
     last_hash: [u8; 32],

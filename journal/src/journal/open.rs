@@ -210,6 +210,7 @@ fn repair(storage: &dyn Storage, recovered: &Recovered, manifest: &mut ManifestL
             && segment.closed().is_some()
         {
             storage.open(&segment_name(segment.ordinal))?.sync()?;
+            segment.set_footer_durable();
         }
     }
     storage.sync_dir()?;

@@ -1,6 +1,7 @@
 //! The runs of a journal: its segments as views and timelines see them, oldest first. Indexes merged over time and
 //! images below them will be further kinds of runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::index::{MemoryIndex, Summary};
@@ -39,6 +40,7 @@ pub(crate) struct MemorySegment {
     pub ordinal: u64,
     content: RwLock<(MemoryIndex, Vec<Event>)>,
     closed: OnceLock<Closed>,
+    footer_durable: AtomicBool,
 }
 
 /// A segment that has its footer.
@@ -61,7 +63,12 @@ impl std::ops::Deref for IndexGuard<'_> {
 
 impl MemorySegment {
     pub(crate) fn new(ordinal: u64, index: MemoryIndex, events: Vec<Event>) -> Self {
-        Self { ordinal, content: RwLock::new((index, events)), closed: OnceLock::new() }
+        Self {
+            ordinal,
+            content: RwLock::new((index, events)),
+            closed: OnceLock::new(),
+            footer_durable: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn index(&self) -> IndexGuard<'_> {
@@ -78,6 +85,16 @@ impl MemorySegment {
 
     pub(crate) fn close(&self, bytes: u64, last_hash: [u8; 32], position: Position) {
         let _ = self.closed.set(Closed { bytes, last_hash, position });
+    }
+
+    /// The file was synced after it was closed.
+    pub(crate) fn set_footer_durable(&self) {
+        self.footer_durable.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the whole file is durable: all its frames may be, and its footer not.
+    pub(crate) fn is_footer_durable(&self) -> bool {
+        self.footer_durable.load(Ordering::SeqCst)
     }
 
     pub(crate) fn closed(&self) -> Option<Closed> {

@@ -55,19 +55,23 @@ impl Journal {
 
     fn sync_log(&self) -> Result<Position, SyncError> {
         self.sync_writable()?;
-        let (files, names, published) = {
+        let (closed, open, names, published) = {
             let mut log = lock(&self.log);
-            let mut files = std::mem::take(&mut log.unsynced);
-            if let Some(open) = log.open.as_mut().filter(|open| open.unsynced) {
+            let closed = std::mem::take(&mut log.unsynced);
+            let open = log.open.as_mut().filter(|open| open.unsynced).map(|open| {
                 open.unsynced = false;
-                files.push(Arc::clone(&open.file));
-            }
+                Arc::clone(&open.file)
+            });
             let (history, horizon) = (Arc::clone(&log.history), log.horizon);
             let names = std::mem::take(&mut log.names_unsynced);
-            (files, names, Published { position: log.position, history, horizon })
+            (closed, open, names, Published { position: log.position, history, horizon })
         };
-        let idle = files.is_empty() && !names;
-        for file in files {
+        let idle = closed.is_empty() && open.is_none() && !names;
+        for (file, segment) in closed {
+            self.poison_if(file.sync())?;
+            segment.set_footer_durable();
+        }
+        if let Some(file) = open {
             self.poison_if(file.sync())?;
         }
         if names {
@@ -145,14 +149,12 @@ impl Journal {
         }
     }
 
+    /// Closed segments whose every byte is durable.
     fn closed_segments(&self) -> Vec<Arc<MemorySegment>> {
-        let durable = self.durable();
         let runs = self.runs();
         let open =
             runs.iter().filter_map(|run| if let Run::Open(segment) = run { Some(segment) } else { None });
-        open.filter(|segment| segment.closed().is_some_and(|closed| closed.position.seq <= durable.seq))
-            .cloned()
-            .collect()
+        open.filter(|segment| segment.closed().is_some() && segment.is_footer_durable()).cloned().collect()
     }
 
     fn seal_closed(&self) -> Result<(), SyncError> {

@@ -1,5 +1,6 @@
 //! A stream of frames, and the slow model that says what every disk must hold at every LSN.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests state what must hold")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -335,6 +336,27 @@ pub fn reopen(storage: &SimStorage, segment_bytes: u64) -> Journal {
     let (journal, report) = Journal::open(Arc::new(storage.clone()), options(segment_bytes)).unwrap();
     assert_eq!(report.damage, None);
     journal
+}
+
+/// A small stream with one of everything, for tests that look at every byte.
+pub fn tiny(journal: &Journal) -> Stream {
+    let mut stream = Stream::default();
+    let data = EntryKind::Data;
+    let frames = [
+        stream.line_start(&[1, 2], 0),
+        stream.writes(vec![entry(1, data, 127, 2), entry(1, EntryKind::Flush, 0, 0)], 1),
+        stream.base(1, vec![entry(1, data, 126, 2), entry(2, EntryKind::Zeroes, 0, 300)], 2),
+        stream.line_end(&[1, 2]),
+        stream.marker("before the upgrade"),
+        stream.heartbeat(true),
+        stream.writes(vec![entry(2, data, 8, 10), entry(1, EntryKind::Discard, 128, 1)], 3),
+        stream.heartbeat(true),
+    ];
+    for frame in &frames {
+        frame.append(journal).unwrap();
+        journal.sync().unwrap();
+    }
+    stream
 }
 
 /// A stream with one of everything, in several segments.
