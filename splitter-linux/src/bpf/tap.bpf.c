@@ -417,6 +417,20 @@ struct copy {
 		n = size; \
 	} while (0)
 
+/* Goes on to the next bio. False: there is none. */
+inline_always int next_bio(struct copy *c)
+{
+	struct bvec_iter it;
+	u64 bio = c->bio;
+	if (!bio || !field(&it, bio, struct bio, bi_iter) || !field(&c->vectors, bio, struct bio, bi_io_vec) ||
+	    !field(&c->bio, bio, struct bio, bi_next))
+		return 0;
+	c->index = it.bi_idx;
+	c->done = it.bi_bvec_done;
+	c->left = it.bi_size;
+	return 1;
+}
+
 /* Copies one piece that is contiguous in memory. Returns 1 to stop; then `outcome` tells why. */
 static long copy_piece(u32 step, struct copy *c)
 {
@@ -427,14 +441,8 @@ static long copy_piece(u32 step, struct copy *c)
 	}
 	c->outcome = FAULTED;
 	if (!c->left) {
-		struct bvec_iter it;
-		u64 bio = c->bio;
-		if (!bio || !field(&it, bio, struct bio, bi_iter) || !field(&c->vectors, bio, struct bio, bi_io_vec) ||
-		    !field(&c->bio, bio, struct bio, bi_next))
+		if (!next_bio(c))
 			return 1;
-		c->index = it.bi_idx;
-		c->done = it.bi_bvec_done;
-		c->left = it.bi_size;
 		if (!c->left)
 			return 0;
 	}
@@ -490,9 +498,14 @@ static __attribute__((noinline)) int capture_data(struct request *rq, struct vie
 		return -1;
 	}
 	struct record *r = bpf_dynptr_data(&c.record, 0, sizeof(*r));
-	if (r && field(&c.bio, rq, struct request, bio)) {
+	/*
+	 * Before 6.7 the verifier looks at a single step of a loop, from the values that it knows here, and removes the
+	 * branches which that step does not take. So everything the step branches on must come from memory which the
+	 * verifier does not follow: the first bio and the length are read again.
+	 */
+	if (r && field(&c.bio, rq, struct request, bio) && field(&c.remaining, rq, struct request, __data_len) &&
+	    next_bio(&c)) {
 		fill_issue(r, v);
-		c.remaining = v->bytes;
 		c.offset = sizeof(*r);
 		bpf_loop(PIECES_MAX, copy_piece, &c, 0);
 	}

@@ -19,9 +19,8 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 /// Another process may take the free device between the two calls.
 const ATTEMPTS: u32 = 16;
 
-/// include/uapi/linux/fs.h, `_IO(0x12, n)`.
+/// include/uapi/linux/fs.h, `_IO(0x12, 119)`.
 const BLKDISCARD: libc::Ioctl = 0x1277;
-const BLKZEROOUT: libc::Ioctl = 0x127F;
 
 /// `struct loop_config` with its `struct loop_info64`: only the flags matter here.
 #[repr(C)]
@@ -105,18 +104,21 @@ impl Scratch {
         }
     }
 
+    /// A WRITE_ZEROES request. `BLKZEROOUT` would forbid the driver to unmap, which files in memory refuse loudly.
     pub(crate) fn zero(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.range_ioctl(BLKZEROOUT, offset, bytes)
+        let to_off = |value: u64| libc::off_t::try_from(value).map_err(io::Error::other);
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: fallocate takes numbers only.
+        if unsafe { libc::fallocate(self.device.as_raw_fd(), mode, to_off(offset)?, to_off(bytes)?) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     pub(crate) fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        self.range_ioctl(BLKDISCARD, offset, bytes)
-    }
-
-    fn range_ioctl(&self, command: libc::Ioctl, offset: u64, bytes: u64) -> io::Result<()> {
         let range = [offset, bytes];
-        // SAFETY: both commands read two u64 from the pointer.
-        if unsafe { libc::ioctl(self.device.as_raw_fd(), command, range.as_ptr()) } != 0 {
+        // SAFETY: the command reads two u64 from the pointer.
+        if unsafe { libc::ioctl(self.device.as_raw_fd(), BLKDISCARD, range.as_ptr()) } != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(())
