@@ -1,0 +1,178 @@
+//! What may be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Protects this machine's disks: every write goes to the appliance.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidemark-splitter",
+    version,
+    after_help = "Examples:\n  tidemark-splitter enroll --appliance appliance:7440 --token TOKEN --state /var/lib/tidemark-splitter\n  tidemark-splitter run --state /var/lib/tidemark-splitter\n  tidemark-splitter protect --state /var/lib/tidemark-splitter /dev/vdb --wait"
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Turn a one-time token into this machine's certificate.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter enroll --appliance appliance:7440 --token \"$TOKEN\" --state /var/lib/tidemark-splitter"
+    )]
+    Enroll {
+        /// The appliance.
+        #[arg(long, value_name = "HOST:PORT")]
+        appliance: String,
+        /// The last word that `tidemark token create --vm NAME` printed.
+        #[arg(long)]
+        token: String,
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+    /// Protect whole disks from now on, also while they are mounted and busy.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter protect --state /var/lib/tidemark-splitter /dev/vdb /dev/vdc --wait"
+    )]
+    Protect {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Whole disks.
+        #[arg(required = true, value_name = "DISK")]
+        disks: Vec<PathBuf>,
+        /// Return only when the initial copy is complete at the appliance.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Protect a disk no longer. Its history stays at the appliance.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter unprotect --state /var/lib/tidemark-splitter /dev/vdb"
+    )]
+    Unprotect {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// The disk.
+        #[arg(value_name = "DISK")]
+        disk: PathBuf,
+    },
+    /// Run the splitter (a service: speaks the systemd notify protocol, logs to standard error).
+    #[command(
+        after_help = "Example:\n  tidemark-splitter run --state /var/lib/tidemark-splitter --ring-mib 512"
+    )]
+    Run(RunOptions),
+    /// Switch a disk between asynchronous and synchronous mode.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter mode --state /var/lib/tidemark-splitter /dev/vg/data async"
+    )]
+    Mode {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// The disk.
+        #[arg(value_name = "DISK")]
+        disk: PathBuf,
+        /// The mode.
+        mode: Mode,
+    },
+    /// Name the present moment of this VM.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter bookmark before-upgrade --state /var/lib/tidemark-splitter"
+    )]
+    Bookmark {
+        /// Its name, unique for this VM.
+        name: String,
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+    /// Show what is protected and how far the appliance is behind.
+    #[command(after_help = "Example:\n  tidemark-splitter status --state /var/lib/tidemark-splitter --json")]
+    Status {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take the tap out of the kernel without changing what is to be protected.
+    #[command(hide = true)]
+    Unload {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+}
+
+/// Options of `run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunOptions {
+    /// Folder for keys and state.
+    #[arg(long, value_name = "DIR")]
+    pub state: PathBuf,
+    /// Size of the ring between kernel and splitter in MiB, a power of two. Takes effect when the tap is next loaded.
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
+    pub ring_mib: u32,
+    /// Format of the log.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log: LogFormat,
+}
+
+fn ring_size(text: &str) -> Result<u32, String> {
+    let mib: u32 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if mib.is_power_of_two() && (1..=1024).contains(&mib) {
+        Ok(mib)
+    } else {
+        Err("the ring has a power of two from 1 to 1024 MiB".to_owned())
+    }
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Modes of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Completions wait for the appliance.
+    Sync,
+    /// Completions wait for nothing.
+    Async,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_visible_command_has_an_example() {
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(sub.get_name()), "{} has no example", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn a_ring_is_a_power_of_two() {
+        assert_eq!(ring_size("256"), Ok(256));
+        for bad in ["0", "3", "2048", "-1", "x"] {
+            assert!(ring_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The commands of `tidemark-splitter`. Each is one function; `run` belongs to the daemon.
+
+mod arguments;
+mod enroll;
+mod protect;
+mod status;
+
+pub use arguments::{Arguments, Command, LogFormat, RunOptions};
+
+use anyhow::{Result, bail};
+
+use crate::control::{self, Reply, Request};
+use crate::state::StateDir;
+
+/// Runs one command to its end.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn run(arguments: Arguments) -> Result<()> {
+    match arguments.command {
+        Command::Enroll { appliance, token, state } => {
+            enroll::enroll(&StateDir::new(&state), &appliance, &token)
+        }
+        Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
+        Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
+        Command::Run(options) => crate::daemon::run(options),
+        Command::Mode { .. } => bail!(
+            "synchronous mode needs the gate, which this release does not have: every disk is in mode async"
+        ),
+        Command::Bookmark { name, state } => bookmark(&StateDir::new(&state), name),
+        Command::Status { state, json } => status::status(&StateDir::new(&state), json),
+        Command::Unload { state } => protect::unload(&StateDir::new(&state)),
+    }
+}
+
+fn bookmark(state: &StateDir, name: String) -> Result<()> {
+    match control::ask(state, &Request::Bookmark { name })? {
+        Reply::Bookmark(placed) => status::line(&format!("{} at LSN {}", placed.name, placed.lsn)),
+        _ => bail!("the running splitter is of another version: restart it"),
+    }
+}

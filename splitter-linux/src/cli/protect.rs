@@ -1,0 +1,73 @@
+//! `tidemark-splitter protect`, `unprotect` and the hidden `unload`.
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::status::{current, line};
+use crate::control::{self, ControlError, Request, Status};
+use crate::state::StateDir;
+use crate::{capture, daemon};
+
+/// How often `--wait` looks. The initial copy takes seconds at least.
+const POLL: Duration = Duration::from_millis(200);
+
+pub(super) fn protect(state: &StateDir, paths: Vec<PathBuf>, wait: bool) -> Result<()> {
+    state.identity()?;
+    match control::ask(state, &Request::Protect { paths: paths.clone() }) {
+        Ok(_) => {}
+        Err(ControlError::NotRunning(_)) if !wait => {
+            daemon::note(state, &paths)?;
+            return line(&format!(
+                "noted; protection starts with 'tidemark-splitter run --state {}'",
+                state.root().display()
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if wait {
+        wait_protected(state, &paths)?;
+    }
+    for path in &paths {
+        line(&format!("{}: {}", path.display(), if wait { "protected" } else { "initial copy has begun" }))?;
+    }
+    Ok(())
+}
+
+fn wait_protected(state: &StateDir, paths: &[PathBuf]) -> Result<()> {
+    loop {
+        let status = current(state)?;
+        if let Some(reason) = &status.quarantined {
+            bail!("the appliance quarantined this machine ({reason}): have it enrolled again with --replace");
+        }
+        if !status.running {
+            bail!("the splitter stopped while waiting: see its log, then run it again");
+        }
+        if paths.iter().all(|path| is_protected(&status, path)) {
+            return Ok(());
+        }
+        thread::sleep(POLL);
+    }
+}
+
+fn is_protected(status: &Status, path: &PathBuf) -> bool {
+    let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+    status.disks.iter().any(|disk| (disk.path == *path || disk.path == real) && disk.state == "protected")
+}
+
+pub(super) fn unprotect(state: &StateDir, path: PathBuf) -> Result<()> {
+    match control::ask(state, &Request::Unprotect { path: path.clone() }) {
+        Ok(_) => {}
+        Err(ControlError::NotRunning(_)) => daemon::forget(state, &path)?,
+        Err(error) => return Err(error.into()),
+    }
+    line(&format!("{}: protected no longer; its history stays at the appliance", path.display()))
+}
+
+pub(super) fn unload(state: &StateDir) -> Result<()> {
+    let _lock = state.lock()?;
+    capture::unload(&capture::name_for(state.root()))?;
+    line("the tap is out of the kernel")
+}

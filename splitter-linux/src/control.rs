@@ -1,0 +1,172 @@
+//! Local commands to the running splitter: one JSON line each way on a Unix socket in the state folder.
+//!
+//! The socket is 0600 in a folder that is 0700: who can reach it could as well replace the splitter.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::state::StateDir;
+
+/// Bytes of one line at most: paths of 64 disks are far below. A longer line ends the connection.
+pub const LINE_MAX_BYTES: u64 = 256 << 10;
+
+/// How long a command waits for the running splitter. Placing a bookmark waits for the appliance, at most this long.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a command asks of the running splitter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Protect these whole disks from now on.
+    Protect {
+        /// Device nodes.
+        paths: Vec<PathBuf>,
+    },
+    /// Protect this disk no longer.
+    Unprotect {
+        /// Device node.
+        path: PathBuf,
+    },
+    /// Place a bookmark in this VM's stream.
+    Bookmark {
+        /// Its name.
+        name: String,
+    },
+    /// Report.
+    Status,
+}
+
+/// What the running splitter answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done and stored.
+    Done,
+    /// The bookmark is durable at the appliance.
+    Bookmark(Bookmark),
+    /// The report.
+    Status(Status),
+    /// Not done: one line that says what to do.
+    Failed {
+        /// The line.
+        message: String,
+    },
+}
+
+/// A bookmark placed inside the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bookmark {
+    /// Its name.
+    pub name: String,
+    /// Its point.
+    pub lsn: u64,
+}
+
+/// `tidemark-splitter status --json`; fields as in the command line contract.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The VM's name at the appliance.
+    pub vm: String,
+    /// A session with the appliance is established.
+    pub connected: bool,
+    /// The splitter process is running.
+    pub running: bool,
+    /// Why nothing is accepted from this splitter, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
+    /// Protected disks.
+    pub disks: Vec<DiskStatus>,
+    /// Newest LSN given.
+    pub captured_lsn: u64,
+    /// Newest LSN durable at the appliance.
+    pub acked_lsn: u64,
+    /// Bytes in the ring that are not given back yet.
+    pub ring_bytes_used: u64,
+    /// Bytes the ring holds.
+    pub ring_bytes: u64,
+    /// Writes that were not captured since the tap was loaded; their blocks are read again.
+    pub dropped: u64,
+    /// Resident memory of the splitter process without the ring.
+    pub rss_bytes: u64,
+}
+
+/// One disk in [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    /// `disk-1`; empty before the appliance has given one.
+    pub id: String,
+    /// Device node.
+    pub path: PathBuf,
+    /// `async`: synchronous mode needs the gate.
+    pub mode: String,
+    /// `initial-sync`, `protected`, `dirty-only`, `resync`, or `waiting` before the first session.
+    pub state: String,
+    /// Bytes that must be read again.
+    pub dirty_bytes: u64,
+}
+
+/// The running splitter cannot be asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// No splitter is running on this folder.
+    #[error("no splitter is running on {0}: start it with 'tidemark-splitter run --state {0}'")]
+    NotRunning(String),
+    /// It answered that it will not.
+    #[error("{0}")]
+    Refused(String),
+    /// The conversation broke off.
+    #[error("the running splitter did not answer ({0}): see its log")]
+    Broken(String),
+}
+
+/// Asks the running splitter.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn ask(state: &StateDir, request: &Request) -> Result<Reply, ControlError> {
+    let path = state.control_socket();
+    let stream = UnixStream::connect(&path)
+        .map_err(|_| ControlError::NotRunning(state.root().display().to_string()))?;
+    let reply = converse(stream, request).map_err(|error| ControlError::Broken(error.to_string()))?;
+    match reply {
+        Reply::Failed { message } => Err(ControlError::Refused(message)),
+        reply => Ok(reply),
+    }
+}
+
+fn converse(mut stream: UnixStream, request: &Request) -> io::Result<Reply> {
+    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut reply = String::new();
+    BufReader::new(stream.take(LINE_MAX_BYTES)).read_line(&mut reply)?;
+    Ok(serde_json::from_str(&reply)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_and_replies_have_a_stable_form() {
+        let request = Request::Protect { paths: vec!["/dev/vdb".into()] };
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"request":"protect","paths":["/dev/vdb"]}"#);
+        assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        let reply = Reply::Failed { message: "no".into() };
+        assert_eq!(serde_json::to_string(&reply).unwrap(), r#"{"reply":"failed","message":"no"}"#);
+        assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());
+    }
+
+    #[test]
+    fn without_a_running_splitter_the_command_to_start_one_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let error = ask(&StateDir::new(root.path()), &Request::Status).unwrap_err();
+        assert!(error.to_string().contains("tidemark-splitter run --state"), "{error}");
+    }
+}

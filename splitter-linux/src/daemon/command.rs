@@ -1,0 +1,49 @@
+//! What the other threads ask of the worker.
+
+use std::path::PathBuf;
+
+use tidemark_proto::v1::{Disk, SplitterMessage, StreamPosition, Welcome};
+use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::control::{Bookmark, Status};
+
+/// The answer to a command: done, or one line that says what to do.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, String>>;
+
+/// What a hello says of the capture.
+#[derive(Debug)]
+pub(super) struct HelloFacts {
+    pub(super) capture_id: Vec<u8>,
+    pub(super) disks: Vec<Disk>,
+    pub(super) last_acked: StreamPosition,
+}
+
+/// A command to the worker.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// What to say in a hello; `None` while no disk is protected.
+    Hello { reply: oneshot::Sender<Option<HelloFacts>> },
+    /// A session begins; messages go to `outbound` until [`Command::Disconnected`].
+    Welcome { welcome: Box<Welcome>, outbound: mpsc::Sender<SplitterMessage>, reply: Answer<()> },
+    /// The session ended.
+    Disconnected,
+    /// The appliance acknowledged.
+    Ack(StreamPosition),
+    /// A better estimate of the clocks.
+    Clock(ClockEstimate),
+    /// The appliance asks for a marker.
+    Marker(MarkerRequest),
+    /// Somebody in the guest asks for a bookmark.
+    Bookmark { name: String, reply: Answer<Bookmark> },
+    /// A disk read came back; `None` when it failed.
+    ReadDone { token: u64, data: Option<Vec<u8>> },
+    /// Protect these disks.
+    Protect { paths: Vec<PathBuf>, reply: Answer<()> },
+    /// Protect this disk no longer.
+    Unprotect { path: PathBuf, reply: Answer<()> },
+    /// Report.
+    Status { reply: oneshot::Sender<Status> },
+    /// End the thread.
+    Stop,
+}

@@ -1,0 +1,242 @@
+//! Which disks are protected: the state folder says what is wanted, the capture what is.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use tidemark_proto::ids::DiskId;
+use tidemark_proto::limits::DISKS_MAX;
+use tidemark_proto::v1::{self, GapCause, Welcome};
+use tidemark_splitter_core::capture::Slot;
+use tidemark_splitter_core::engine::DiskConfig;
+
+use super::disk_reader::Task;
+use crate::capture::{self, CaptureError, LinuxCapture, Origin, Settings};
+use crate::disks::{self, Disk};
+use crate::state::{Disks, ProtectedDisk, StateDir, StateError};
+
+/// A disk under capture.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) slot: Slot,
+    pub(super) disk: Disk,
+    /// Capture of it began in this process: every block is to be copied.
+    pub(super) fresh: bool,
+    /// The appliance's id, once known.
+    pub(super) id: Option<DiskId>,
+}
+
+/// The capture with its disks.
+#[derive(Debug)]
+pub(super) struct Protection {
+    pub(super) capture: LinuxCapture,
+    pub(super) held: Vec<Held>,
+}
+
+/// Adds disks to what is to be protected, without a running splitter.
+///
+/// # Errors
+/// The first refusal; nothing is stored then.
+pub fn note(state: &StateDir, paths: &[PathBuf]) -> Result<(), NoteError> {
+    let _lock = state.lock()?;
+    let mut wanted = state.disks()?;
+    for path in paths {
+        let disk = inspect(state, path)?;
+        remember(&mut wanted, &disk)?;
+    }
+    Ok(state.store_disks(&wanted)?)
+}
+
+/// Takes a disk from what is to be protected, without a running splitter. With the last one the capture ends.
+///
+/// # Errors
+/// When the disk is not protected.
+pub fn forget(state: &StateDir, path: &Path) -> Result<(), NoteError> {
+    let _lock = state.lock()?;
+    let mut wanted = state.disks()?;
+    let index = position(&wanted, path).ok_or_else(|| NoteError::NotProtected(path.to_owned()))?;
+    wanted.disks.remove(index);
+    state.store_disks(&wanted)?;
+    // The capture still holds it; the next start of the splitter takes it out.
+    if wanted.disks.is_empty() {
+        capture::unload(&capture::name_for(state.root()))?;
+    }
+    Ok(())
+}
+
+/// A change of the protected disks that was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum NoteError {
+    /// The disk cannot be protected.
+    #[error(transparent)]
+    Refused(#[from] disks::Refusal),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The kernel side failed.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// It is not protected.
+    #[error("{0} is not protected: 'tidemark-splitter status' lists the disks that are")]
+    NotProtected(PathBuf),
+    /// Too many disks.
+    #[error("{DISKS_MAX} disks are protected already, which is the most one VM can have")]
+    TooMany,
+}
+
+pub(super) fn inspect(state: &StateDir, path: &Path) -> Result<Disk, NoteError> {
+    let disk = Disk::inspect(path)?;
+    disks::refuse_feedback(&disk, &[state.root().to_path_buf()])?;
+    Ok(disk)
+}
+
+pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError> {
+    if let Some(known) = wanted.disks.iter_mut().find(|known| known.identity == disk.identity) {
+        known.path.clone_from(&disk.path);
+        return Ok(());
+    }
+    if wanted.disks.len() >= DISKS_MAX {
+        return Err(NoteError::TooMany);
+    }
+    wanted.disks.push(ProtectedDisk {
+        identity: disk.identity.clone(),
+        path: disk.path.clone(),
+        copied: false,
+    });
+    Ok(())
+}
+
+/// Index of the disk that a person names by a path: the present name, or the identity behind it.
+pub(super) fn position(wanted: &Disks, path: &Path) -> Option<usize> {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let identity = Disk::inspect(path).ok().map(|disk| disk.identity);
+    wanted.disks.iter().position(|disk| match &identity {
+        Some(identity) => disk.identity == *identity,
+        None => disk.path == path || disk.path == real,
+    })
+}
+
+impl Protection {
+    /// Opens the capture and has it hold exactly the wanted disks that are there.
+    ///
+    /// # Errors
+    /// When the capture cannot be opened or a disk cannot be held.
+    pub(super) fn open(
+        state: &StateDir,
+        ring_bytes: u64,
+        wanted: &Disks,
+        reads: &mpsc::Sender<Task>,
+    ) -> Result<Self, CaptureError> {
+        let settings = Settings { name: capture::name_for(state.root()), ring_bytes, constant_from: None };
+        let (capture, origin) = LinuxCapture::open(&settings)?;
+        match &origin {
+            Origin::Loaded { constant_from } => {
+                tracing::info!(?constant_from, "tap loaded, self-test passed")
+            }
+            Origin::Reattached => tracing::info!("found the tap running"),
+            Origin::Replaced { reason } => {
+                tracing::warn!(reason, "replaced the tap of another version; disks are copied again")
+            }
+        }
+        let mut protection = Self { capture, held: Vec::new() };
+        for known in &wanted.disks {
+            match disks::find(&known.identity) {
+                Ok(disk) => protection.add(disk, reads)?,
+                Err(error) => {
+                    tracing::warn!(disk = %known.path.display(), %error, "a protected disk is not there")
+                }
+            }
+        }
+        for stray in protection.capture.disks() {
+            if protection.held.iter().all(|held| held.slot != stray.slot) {
+                protection.capture.remove_disk(stray.slot)?;
+            }
+        }
+        Ok(protection)
+    }
+
+    /// Captures one more disk.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn add(&mut self, disk: Disk, reads: &mpsc::Sender<Task>) -> Result<(), CaptureError> {
+        if self.held.iter().any(|held| held.disk.identity == disk.identity) {
+            return Ok(());
+        }
+        // The same identity as another device was not captured in between: it begins anew.
+        let stale: Vec<Slot> = self
+            .capture
+            .disks()
+            .into_iter()
+            .filter(|held| held.identity == disk.identity && held.disk_sequence != disk.disk_sequence)
+            .map(|held| held.slot)
+            .collect();
+        for slot in stale {
+            self.capture.remove_disk(slot)?;
+        }
+        let (slot, fresh) = self.capture.add_disk(&disk)?;
+        // The reader ends only with the worker; a refused open shows as failing reads.
+        let _ = reads.send(Task::Open {
+            slot,
+            path: disk.path.clone(),
+            logical_block_bytes: disk.logical_block_bytes,
+        });
+        self.held.push(Held { slot, disk, fresh, id: None });
+        Ok(())
+    }
+
+    /// Stops capturing a disk.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(super) fn remove(
+        &mut self,
+        identity: &str,
+        reads: &mpsc::Sender<Task>,
+    ) -> Result<Option<Slot>, CaptureError> {
+        let Some(index) = self.held.iter().position(|held| held.disk.identity == identity) else {
+            return Ok(None);
+        };
+        let held = self.held.remove(index);
+        let _ = reads.send(Task::Close(held.slot));
+        self.capture.remove_disk(held.slot)?;
+        Ok(Some(held.slot))
+    }
+
+    /// The disks as a hello names them.
+    pub(super) fn hello(&self) -> Vec<v1::Disk> {
+        self.held
+            .iter()
+            .map(|held| v1::Disk {
+                identity: held.disk.identity.clone(),
+                path: held.disk.path.display().to_string(),
+                size_bytes: held.disk.sectors.saturating_mul(512),
+                disk_id: 0,
+            })
+            .collect()
+    }
+
+    /// The disks as the engine takes them, with the ids of the welcome.
+    ///
+    /// # Errors
+    /// When the welcome lacks one.
+    pub(super) fn configs(&mut self, welcome: &Welcome, wanted: &Disks) -> Result<Vec<DiskConfig>, String> {
+        let mut configs = Vec::with_capacity(self.held.len());
+        for held in &mut self.held {
+            let given =
+                welcome.disks.iter().find(|disk| disk.identity == held.disk.identity && disk.disk_id > 0);
+            let id = given
+                .map(|disk| DiskId(disk.disk_id))
+                .ok_or_else(|| format!("the appliance gave {} no id", held.disk.path.display()))?;
+            held.id = Some(id);
+            let copied = wanted.disks.iter().any(|disk| disk.identity == held.disk.identity && disk.copied);
+            configs.push(DiskConfig {
+                slot: held.slot,
+                id,
+                size_bytes: held.disk.sectors.saturating_mul(512),
+                fresh: held.fresh,
+                cause: if copied { GapCause::CaptureRestarted } else { GapCause::InitialCopy },
+            });
+        }
+        Ok(configs)
+    }
+}

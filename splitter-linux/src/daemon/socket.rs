@@ -1,0 +1,106 @@
+//! The control socket: local commands, each on a thread of its own.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::sync::oneshot;
+
+use super::command::Command;
+use super::worker::Handle;
+use crate::control::{LINE_MAX_BYTES, Reply, Request};
+use crate::state::StateDir;
+
+/// How long a client may take to send its line. Beyond it the connection is closed, so that it blocks nobody.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Commands at work at a time. A bookmark waits for the appliance, a status must not wait for it; further clients are
+/// turned away at once.
+const CLIENTS_MAX: usize = 16;
+
+/// Starts answering. The thread ends with the process.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub(super) fn serve(state: &StateDir, worker: Handle) -> Result<()> {
+    let path = state.control_socket();
+    // The state folder is locked: a socket that is there belongs to nobody.
+    let _ = fs::remove_file(&path);
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot protect {}", path.display()))?;
+    let accept = move || {
+        let clients = Arc::new(());
+        for stream in listener.incoming().flatten() {
+            // Counts this thread and the clients at work.
+            if Arc::strong_count(&clients) > CLIENTS_MAX {
+                continue;
+            }
+            let (place, worker) = (Arc::clone(&clients), worker.clone());
+            let client = move || {
+                // A client that hangs up early is no concern of ours.
+                let _ = answer(&stream, &worker);
+                drop(place);
+            };
+            let _ = thread::Builder::new().name("control-client".into()).spawn(client);
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(accept).context("cannot start the control thread")?;
+    Ok(())
+}
+
+fn answer(stream: &UnixStream, worker: &Handle) -> io::Result<()> {
+    stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+    let mut line = String::new();
+    BufReader::new(stream.take(LINE_MAX_BYTES)).read_line(&mut line)?;
+    let reply = match serde_json::from_str(&line) {
+        Ok(request) => execute(request, worker),
+        Err(error) => Reply::Failed { message: format!("not a request of this version ({error})") },
+    };
+    let mut text = serde_json::to_vec(&reply)?;
+    text.push(b'\n');
+    let mut stream = stream;
+    stream.write_all(&text)
+}
+
+fn execute(request: Request, worker: &Handle) -> Reply {
+    match request {
+        Request::Protect { paths } => done(ask(worker, |reply| Command::Protect { paths, reply })),
+        Request::Unprotect { path } => done(ask(worker, |reply| Command::Unprotect { path, reply })),
+        Request::Bookmark { name } => match ask(worker, |reply| Command::Bookmark { name, reply }) {
+            Ok(bookmark) => Reply::Bookmark(bookmark),
+            Err(message) => Reply::Failed { message },
+        },
+        Request::Status => {
+            let (reply, answer) = oneshot::channel();
+            worker.send(Command::Status { reply });
+            match answer.blocking_recv() {
+                Ok(status) => Reply::Status(status),
+                Err(_) => Reply::Failed { message: "the splitter is stopping".to_owned() },
+            }
+        }
+    }
+}
+
+fn ask<T>(
+    worker: &Handle,
+    command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+) -> Result<T, String> {
+    let (reply, answer) = oneshot::channel();
+    worker.send(command(reply));
+    answer.blocking_recv().unwrap_or_else(|_| Err("the splitter is stopping".to_owned()))
+}
+
+fn done(outcome: Result<(), String>) -> Reply {
+    match outcome {
+        Ok(()) => Reply::Done,
+        Err(message) => Reply::Failed { message },
+    }
+}

@@ -1,0 +1,484 @@
+//! The worker: the one owner of capture and engine.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use tidemark_proto::v1::{MarkerFailed, SplitterMessage, StreamPosition, Welcome, splitter_message};
+use tidemark_splitter_core::engine::{Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings};
+use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use super::boottime::now_us;
+use super::command::{Answer, Command, HelloFacts};
+use super::disk_reader::{self, Task};
+use super::hardening;
+use super::protection::{self, Protection};
+use crate::capture::{self, LinuxCapture};
+use crate::control::{Bookmark, DiskStatus, Status};
+use crate::state::{Disks, StateDir};
+
+/// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
+/// would cost more than the write.
+const SLEEP_MIN: Duration = Duration::from_micros(200);
+/// Longest sleep, reached when nothing happens: 250 wake-ups a second.
+const SLEEP_MAX: Duration = Duration::from_millis(4);
+/// How often resident memory is measured.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// Commands taken in one round at most, so that a flood of acknowledgements does not stop the ring's reader.
+const COMMANDS_MAX: usize = 256;
+
+/// Sends commands to the worker.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    commands: mpsc::Sender<Command>,
+    thread: Thread,
+}
+
+impl Handle {
+    /// Sends a command; one to a worker that ended is dropped, and its answer with it.
+    pub(super) fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+        self.thread.unpark();
+    }
+
+    /// What to say in a hello; `None` while there is nothing to protect.
+    pub(super) async fn hello(&self) -> Option<HelloFacts> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Hello { reply });
+        answer.await.ok().flatten()
+    }
+
+    /// Begins a session.
+    pub(super) async fn welcome(
+        &self,
+        welcome: Welcome,
+        outbound: async_mpsc::Sender<SplitterMessage>,
+    ) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Welcome { welcome: Box::new(welcome), outbound, reply });
+        answer.await.unwrap_or_else(|_| Err("the capture thread ended".to_owned()))
+    }
+
+    pub(super) fn disconnected(&self) {
+        self.send(Command::Disconnected);
+    }
+
+    pub(super) fn stop(&self) {
+        self.send(Command::Stop);
+    }
+}
+
+/// Opens the capture when disks are to be protected, and starts the thread. The receiver yields the reason when the
+/// thread ends by itself; `restart` is raised whenever a session must begin anew.
+///
+/// # Errors
+/// When the capture cannot be opened.
+pub(super) fn start(
+    state: StateDir,
+    ring_bytes: u64,
+    restart: watch::Sender<u64>,
+) -> Result<(Handle, oneshot::Receiver<String>)> {
+    let (commands, queue) = mpsc::channel();
+    let (handles, handle_of_worker) = mpsc::sync_channel::<Handle>(1);
+    let (opened, opening) = mpsc::sync_channel::<Result<()>>(1);
+    let (ended, end) = oneshot::channel();
+    let thread = thread::Builder::new()
+        .name("worker".into())
+        .spawn(move || {
+            let Ok(handle) = handle_of_worker.recv() else { return };
+            let built = disk_reader::start(handle)
+                .context("cannot start the disk reader")
+                .and_then(|reads| Worker::open(state, ring_bytes, restart, queue, reads));
+            match built {
+                Err(error) => drop(opened.send(Err(error))),
+                Ok(mut worker) => {
+                    let _ = opened.send(Ok(()));
+                    if let Err(error) = worker.run() {
+                        let _ = ended.send(format!("capture cannot go on: {error}"));
+                    }
+                }
+            }
+        })
+        .context("cannot start the capture thread")?;
+    let handle = Handle { commands, thread: thread.thread().clone() };
+    let _ = handles.send(handle.clone());
+    opening.recv().context("the capture thread ended")??;
+    Ok((handle, end))
+}
+
+struct Session {
+    outbound: async_mpsc::Sender<SplitterMessage>,
+    /// A message that did not fit.
+    waiting: Option<SplitterMessage>,
+}
+
+struct Worker {
+    state: StateDir,
+    ring_bytes: u64,
+    restart: watch::Sender<u64>,
+    queue: mpsc::Receiver<Command>,
+    reads: mpsc::Sender<Task>,
+    wanted: Disks,
+    protection: Option<Protection>,
+    engine: Engine,
+    session: Option<Session>,
+    /// Markers that failed, to be told to the appliance.
+    failed_markers: VecDeque<MarkerFailed>,
+    /// Bookmarks asked for in the guest, not placed yet.
+    asked: Vec<(String, Answer<Bookmark>)>,
+    /// Bookmarks placed and not acknowledged yet.
+    placed: Vec<(Bookmark, Answer<Bookmark>)>,
+    measured: Option<Instant>,
+    resident_bytes: u64,
+}
+
+fn lend(capture: &mut LinuxCapture) -> Kernel<'_> {
+    Kernel { ring: &mut capture.ring, control: &mut capture.control, dirty: &mut capture.maps }
+}
+
+impl Worker {
+    fn open(
+        state: StateDir,
+        ring_bytes: u64,
+        restart: watch::Sender<u64>,
+        queue: mpsc::Receiver<Command>,
+        reads: mpsc::Sender<Task>,
+    ) -> Result<Self> {
+        let wanted = state.disks()?;
+        let protection = if wanted.disks.is_empty() {
+            None
+        } else {
+            Some(Protection::open(&state, ring_bytes, &wanted, &reads)?)
+        };
+        Ok(Self {
+            state,
+            ring_bytes,
+            restart,
+            queue,
+            reads,
+            wanted,
+            protection,
+            engine: Engine::new(),
+            session: None,
+            failed_markers: VecDeque::new(),
+            asked: Vec::new(),
+            placed: Vec::new(),
+            measured: None,
+            resident_bytes: 0,
+        })
+    }
+
+    fn run(&mut self) -> Result<(), EngineError> {
+        let mut sleep = SLEEP_MIN;
+        loop {
+            let mut busy = false;
+            for _ in 0..COMMANDS_MAX {
+                match self.queue.try_recv() {
+                    Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                    Ok(command) => {
+                        busy = true;
+                        self.take(command)?;
+                    }
+                    Err(mpsc::TryRecvError::Empty) => break,
+                }
+            }
+            self.measure();
+            let more = self.step()?;
+            let sent = self.send_frames();
+            self.take_notices();
+            self.answer_bookmarks();
+            if more {
+                continue;
+            }
+            sleep = if busy || sent { SLEEP_MIN } else { (sleep * 2).min(SLEEP_MAX) };
+            thread::park_timeout(sleep);
+        }
+    }
+
+    fn step(&mut self) -> Result<bool, EngineError> {
+        let Some(protection) = &mut self.protection else { return Ok(false) };
+        let mut kernel = lend(&mut protection.capture);
+        let more = self.engine.step(&mut kernel, now_us())?;
+        while let Some(request) = self.engine.next_read(&mut kernel, now_us())? {
+            // The reader ends only with this thread.
+            let _ = self.reads.send(Task::Read(request));
+        }
+        Ok(more)
+    }
+
+    fn take(&mut self, command: Command) -> Result<(), EngineError> {
+        match command {
+            Command::Hello { reply } => {
+                let _ = reply.send(self.hello());
+            }
+            Command::Welcome { welcome, outbound, reply } => {
+                let outcome = self.welcomed(&welcome);
+                if outcome.is_ok() {
+                    self.session = Some(Session { outbound, waiting: None });
+                }
+                let _ = reply.send(outcome);
+            }
+            Command::Disconnected => {
+                self.session = None;
+                self.engine.disconnected();
+            }
+            Command::Ack(position) => self.acknowledged(&position),
+            Command::Clock(estimate) => self.engine.set_clock(estimate),
+            Command::Marker(request) => self.request_marker(request),
+            Command::Bookmark { name, reply } => self.bookmark(name, reply),
+            Command::ReadDone { token, data } => {
+                if let Some(protection) = &mut self.protection {
+                    let kernel = lend(&mut protection.capture);
+                    self.engine.read_done(&kernel, token, data, now_us());
+                }
+            }
+            Command::Protect { paths, reply } => {
+                let _ = reply.send(self.protect(&paths).map_err(|error| format!("{error:#}")));
+            }
+            Command::Unprotect { path, reply } => {
+                let _ = reply.send(self.unprotect(&path).map_err(|error| format!("{error:#}")));
+            }
+            Command::Status { reply } => {
+                let _ = reply.send(self.status());
+            }
+            // Handled by the loop.
+            Command::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn hello(&self) -> Option<HelloFacts> {
+        let protection = self.protection.as_ref().filter(|protection| !protection.held.is_empty())?;
+        Some(HelloFacts {
+            capture_id: protection.capture.capture_id().0.to_vec(),
+            disks: protection.hello(),
+            last_acked: self.engine.last_acked(),
+        })
+    }
+
+    fn welcomed(&mut self, welcome: &Welcome) -> Result<(), String> {
+        let Some(protection) = &mut self.protection else {
+            return Err("no disk is protected any more".to_owned());
+        };
+        let configs = protection.configs(welcome, &self.wanted)?;
+        let mut kernel = lend(&mut protection.capture);
+        let resumed = self
+            .engine
+            .welcomed(&mut kernel, welcome, &configs, now_us())
+            .map_err(|error| error.to_string())?;
+        for held in &mut protection.held {
+            held.fresh = false;
+        }
+        match resumed {
+            Resumed::Connection => tracing::info!("session established"),
+            Resumed::Process => {
+                tracing::info!("session established; going on where the last process stopped")
+            }
+            Resumed::Capture => tracing::info!("session established; every disk is copied"),
+        }
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, position: &StreamPosition) {
+        if let Err(error) = self.engine.acknowledged(position) {
+            tracing::error!(%error, "acknowledgement refused");
+            self.session = None;
+            self.engine.disconnected();
+            self.begin_session_anew();
+        }
+    }
+
+    fn request_marker(&mut self, request: MarkerRequest) {
+        if let Some(protection) = &mut self.protection {
+            let kernel = lend(&mut protection.capture);
+            self.engine.request_marker(&kernel, now_us(), request);
+        } else {
+            let reason = "no disk is protected".to_owned();
+            self.failed_markers.push_back(MarkerFailed { request_id: request.request_id, reason });
+        }
+    }
+
+    fn bookmark(&mut self, name: String, reply: Answer<Bookmark>) {
+        if self.session.is_none() {
+            let _ = reply
+                .send(Err("not connected to the appliance: try again when `status` says connected".into()));
+            return;
+        }
+        let bookmark_id = Uuid::new_v4().to_string();
+        self.asked.push((bookmark_id.clone(), reply));
+        self.request_marker(MarkerRequest { request_id: 0, bookmark_id, name });
+    }
+
+    fn take_notices(&mut self) {
+        while let Some(notice) = self.engine.next_notice() {
+            match notice {
+                Notice::MarkerPlaced { request, lsn } => self.marker_placed(request, lsn),
+                Notice::MarkerFailed { request, reason } => self.marker_failed(&request, reason),
+                Notice::LineStarted { lsn, gap_from, cause, detail } => {
+                    tracing::info!(lsn, gap_from, cause = cause.as_str_name(), detail, "gap opened");
+                }
+                Notice::LineEnded { lsn, slot } => self.line_ended(lsn, slot),
+                Notice::ReadFailed { slot } => {
+                    tracing::warn!(slot = slot.0, "a protected disk cannot be read; trying again");
+                }
+                Notice::RestartFailed { detail } => tracing::warn!(detail, "capture cannot be restarted yet"),
+            }
+        }
+    }
+
+    fn marker_placed(&mut self, request: MarkerRequest, lsn: u64) {
+        if let Some(index) = self.asked.iter().position(|(id, _)| *id == request.bookmark_id) {
+            let (_, reply) = self.asked.swap_remove(index);
+            self.placed.push((Bookmark { name: request.name, lsn }, reply));
+        }
+    }
+
+    fn marker_failed(&mut self, request: &MarkerRequest, reason: String) {
+        if let Some(index) = self.asked.iter().position(|(id, _)| *id == request.bookmark_id) {
+            let (_, reply) = self.asked.swap_remove(index);
+            let _ = reply.send(Err(reason));
+        } else {
+            self.failed_markers.push_back(MarkerFailed { request_id: request.request_id, reason });
+        }
+    }
+
+    fn line_ended(&mut self, lsn: u64, slot: tidemark_splitter_core::capture::Slot) {
+        tracing::info!(lsn, slot = slot.0, "gap closed");
+        let Some(protection) = &self.protection else { return };
+        let Some(held) = protection.held.iter().find(|held| held.slot == slot) else { return };
+        let known = self.wanted.disks.iter_mut().find(|known| known.identity == held.disk.identity);
+        if let Some(known) = known.filter(|known| !known.copied) {
+            known.copied = true;
+            if let Err(error) = self.state.store_disks(&self.wanted) {
+                tracing::warn!(%error, "cannot note that the initial copy is complete");
+            }
+        }
+    }
+
+    fn answer_bookmarks(&mut self) {
+        let acked = self.engine.acked_lsn();
+        for (bookmark, reply) in self.placed.extract_if(.., |(bookmark, _)| bookmark.lsn <= acked) {
+            let _ = reply.send(Ok(bookmark));
+        }
+    }
+
+    /// Hands on what fits. Whether anything did.
+    fn send_frames(&mut self) -> bool {
+        let Some(session) = &mut self.session else { return false };
+        let mut sent = false;
+        loop {
+            let next = session.waiting.take().or_else(|| {
+                let failed = self.failed_markers.pop_front().map(splitter_message::Body::MarkerFailed);
+                let body = failed.or_else(|| self.engine.next_frame().map(splitter_message::Body::Frame))?;
+                Some(SplitterMessage { body: Some(body) })
+            });
+            let Some(message) = next else { return sent };
+            match session.outbound.try_send(message) {
+                Ok(()) => sent = true,
+                Err(async_mpsc::error::TrySendError::Full(message)) => {
+                    session.waiting = Some(message);
+                    return sent;
+                }
+                // The session is ending and says so itself.
+                Err(async_mpsc::error::TrySendError::Closed(_)) => return sent,
+            }
+        }
+    }
+
+    fn protect(&mut self, paths: &[std::path::PathBuf]) -> Result<()> {
+        let mut wanted = self.wanted.clone();
+        let mut found = Vec::with_capacity(paths.len());
+        for path in paths {
+            let disk = protection::inspect(&self.state, path)?;
+            protection::remember(&mut wanted, &disk)?;
+            found.push(disk);
+        }
+        if let Some(protection) = &mut self.protection {
+            for disk in found {
+                protection.add(disk, &self.reads)?;
+            }
+        } else {
+            self.protection = Some(Protection::open(&self.state, self.ring_bytes, &wanted, &self.reads)?);
+        }
+        self.state.store_disks(&wanted)?;
+        self.wanted = wanted;
+        self.begin_session_anew();
+        Ok(())
+    }
+
+    fn unprotect(&mut self, path: &std::path::Path) -> Result<()> {
+        let index = protection::position(&self.wanted, path)
+            .ok_or_else(|| protection::NoteError::NotProtected(path.to_owned()))?;
+        let removed = self.wanted.disks.remove(index);
+        self.state.store_disks(&self.wanted)?;
+        if let Some(protection) = &mut self.protection
+            && let Some(slot) = protection.remove(&removed.identity, &self.reads)?
+        {
+            self.engine.remove_disk(slot);
+        }
+        if self.wanted.disks.is_empty() {
+            self.session = None;
+            self.engine = Engine::new();
+            self.protection = None;
+            capture::unload(&capture::name_for(self.state.root()))?;
+        }
+        self.begin_session_anew();
+        Ok(())
+    }
+
+    fn begin_session_anew(&self) {
+        self.restart.send_modify(|count| *count += 1);
+    }
+
+    fn measure(&mut self) {
+        if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_INTERVAL) {
+            self.measured = Some(Instant::now());
+            self.resident_bytes = hardening::resident_bytes();
+            self.engine.set_settings(Settings { rss_bytes: self.resident_bytes });
+        }
+    }
+
+    fn status(&mut self) -> Status {
+        let mut status = Status {
+            vm: self.state.identity().map(|identity| identity.vm_name).unwrap_or_default(),
+            connected: self.session.is_some(),
+            running: true,
+            quarantined: self.state.quarantine().ok().flatten().map(|quarantine| quarantine.reason),
+            rss_bytes: self.resident_bytes,
+            ..Status::default()
+        };
+        let Some(protection) = &mut self.protection else { return status };
+        let report = self.engine.report(&lend(&mut protection.capture));
+        status.captured_lsn = report.captured_lsn;
+        status.acked_lsn = report.acked_lsn;
+        status.ring_bytes_used = report.ring_bytes_used;
+        status.ring_bytes = report.ring_bytes;
+        status.dropped = report.dropped;
+        for known in &self.wanted.disks {
+            let held = protection.held.iter().find(|held| held.disk.identity == known.identity);
+            let disk = held.and_then(|held| report.disks.iter().find(|disk| disk.slot == held.slot));
+            status.disks.push(DiskStatus {
+                id: disk.map(|disk| disk.id.to_string()).unwrap_or_default(),
+                path: held.map_or_else(|| known.path.clone(), |held| held.disk.path.clone()),
+                mode: "async".to_owned(),
+                state: disk.map_or("waiting", |disk| state_word(disk.state)).to_owned(),
+                dirty_bytes: disk.map_or(0, |disk| disk.dirty_bytes),
+            });
+        }
+        status
+    }
+}
+
+fn state_word(state: tidemark_proto::v1::DiskState) -> &'static str {
+    use tidemark_proto::v1::DiskState;
+    match state {
+        DiskState::InitialSync => "initial-sync",
+        DiskState::Protected => "protected",
+        DiskState::DirtyOnly => "dirty-only",
+        DiskState::Resync => "resync",
+        DiskState::Unspecified => "waiting",
+    }
+}

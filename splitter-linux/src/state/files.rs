@@ -1,0 +1,49 @@
+//! Contents of the files. TOML, unknown keys refused: a newer splitter's file is not half understood.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `identity.toml`: what enrolment established.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// The appliance as HOST:PORT.
+    pub appliance: String,
+    /// The VM's id at the appliance.
+    pub vm_id: String,
+    /// The VM's name at the appliance when it was enrolled.
+    pub vm_name: String,
+    /// The appliance's authority, PEM.
+    pub ca_pem: String,
+}
+
+/// `disks.toml`: the disks to protect.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disks {
+    /// In order of protection.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<ProtectedDisk>,
+}
+
+/// One protected disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProtectedDisk {
+    /// Stable identity: serial, WWN or GPT UUID.
+    pub identity: String,
+    /// The kernel's name when last seen.
+    pub path: PathBuf,
+    /// An initial copy was complete once: a later one is named a restarted capture on the timeline.
+    #[serde(default)]
+    pub copied: bool,
+}
+
+/// `quarantine.toml`: the appliance takes nothing from this splitter until it is enrolled again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quarantine {
+    /// The appliance's words.
+    pub reason: String,
+}
