@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidemark_proto::ids::VmId;
 use tidemark_proto::v1::{Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
 
@@ -45,6 +46,16 @@ pub(crate) async fn describe(core: &Arc<Core>) -> Result<Vec<VmInfo>, Status> {
     .await
 }
 
+/// Accepts no certificate of the VM any more.
+async fn shut_out(core: &Core, vm: VmId) -> Result<(), Status> {
+    for certificate in core.catalog.certificates().await.map_err(catalog)? {
+        if certificate.vm() == Some(vm) {
+            core.gate.revoke(&certificate.serial);
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
     let vm = vm_named(core, name)?;
     if core.leases.holds(vm.id) {
@@ -52,11 +63,7 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
             "a view of '{name}' is open: unmount or end it first"
         )));
     }
-    for certificate in core.catalog.certificates().await.map_err(catalog)? {
-        if certificate.vm() == Some(vm.id) {
-            core.gate.revoke(&certificate.serial);
-        }
-    }
+    shut_out(core, vm.id).await?;
     vm.close_session("the VM was removed", false);
     if let Some(session) = vm.session() {
         let timeout = std::time::Duration::from_secs(10);
@@ -71,6 +78,8 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
         _ => Err(Status::internal(format!("moving {} aside: {error}", data.display()))),
     })?;
     core.catalog.remove_vm(vm.id, now_us()).await.map_err(catalog)?;
+    // Again, now that the catalog has them revoked: one may have been renewed meanwhile.
+    shut_out(core, vm.id).await?;
     core.fleet.remove(vm.id);
     core.metrics.forget(name);
     core.audit(&caller.role.uri(), "remove VM", name, &vm.id.to_string()).await;

@@ -113,11 +113,13 @@ impl EnrolmentService {
     ) -> Result<EnrolResponse, Status> {
         let (core, vm) = (&self.core, row.vm());
         let (issued, listed) = issue(core, request, vm, &row.name, now_us)?;
-        let old = core.catalog.certificates().await.map_err(|error| unavailable(&error))?;
         if !core.catalog.enrol_again(&token.id, &listed, now_us).await.map_err(|error| unavailable(&error))? {
             return Err(used_meanwhile());
         }
-        for certificate in old.iter().filter(|certificate| certificate.vm() == Some(vm)) {
+        let listed = core.catalog.certificates().await.map_err(|error| unavailable(&error))?;
+        for certificate in
+            listed.iter().filter(|certificate| certificate.vm() == Some(vm) && certificate.revoked())
+        {
             core.gate.revoke(&certificate.serial);
         }
         if let Some(live) = core.fleet.get(vm) {

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tidemark_journal::storage::OsStorage;
-use tidemark_journal::{Journal, OpenError, Options, Position, SyncError};
-use tidemark_proto::ids::VmId;
+use tidemark_journal::{DiskRecord, Journal, OpenError, Options, Position, SyncError};
+use tidemark_proto::ids::{DiskId, VmId};
 use tokio::sync::watch;
 
 /// How long reopening waits for the last user of the old journal (a view being opened, say) before it gives up.
@@ -42,6 +42,8 @@ pub struct VmLog {
     durable: watch::Sender<Durable>,
     /// In the committer's list of journals to sync.
     queued: AtomicBool,
+    /// A call of [`VmLog::maintain`] is running.
+    maintaining: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -67,6 +69,7 @@ impl VmLog {
             slot: Mutex::new(slot),
             durable,
             queued: AtomicBool::new(false),
+            maintaining: AtomicBool::new(false),
         })
     }
 
@@ -116,6 +119,31 @@ impl VmLog {
         }
     }
 
+    /// Notes the size that a durable resize gave a disk, for the next hello. Blocks. Until it is noted the splitter
+    /// would only say it again.
+    pub(crate) fn note_size(&self, disk: DiskId, size_bytes: u64) {
+        let Ok(journal) = self.writable() else { return };
+        let record = journal.disks().into_iter().find(|record| record.id == disk);
+        if let Some(record) = record
+            && let Err(error) = journal.put_disk(DiskRecord { size_bytes, ..record })
+        {
+            tracing::warn!(vm = %self.vm, %disk, %error, "cannot note a disk's new size");
+        }
+    }
+
+    /// Builds what closed segments still need, beside the commits; one call at a time does it. Blocks.
+    pub(crate) fn maintain(&self) {
+        if self.maintaining.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Ok(journal) = self.journal()
+            && let Err(error) = journal.maintain()
+        {
+            tracing::warn!(vm = %self.vm, %error, "cannot index closed segments");
+        }
+        self.maintaining.store(false, Ordering::Release);
+    }
+
     /// The VM's name as the journal has it.
     #[must_use]
     pub(crate) fn noted_name(&self) -> Option<String> {
@@ -141,9 +169,6 @@ impl VmLog {
         match journal.sync() {
             Ok(position) => {
                 self.durable.send_replace(Durable { position, failed: None, full: false });
-                if let Err(error) = journal.maintain() {
-                    tracing::warn!(vm = %self.vm, %error, "cannot index closed segments");
-                }
             }
             Err(SyncError::Full) => self.durable.send_modify(|durable| durable.full = true),
             Err(error) => {

@@ -44,6 +44,14 @@ pub(super) struct MarkerPlaced {
     pub(super) request_id: u64,
 }
 
+/// A resize that was appended and is not yet durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Resized {
+    pub(super) lsn: Lsn,
+    pub(super) disk: DiskId,
+    pub(super) size_bytes: u64,
+}
+
 /// What a batch brought besides bytes.
 #[derive(Debug, Default)]
 pub(super) struct Appended {
@@ -51,6 +59,7 @@ pub(super) struct Appended {
     pub(super) payload_bytes: u64,
     pub(super) heartbeat: Option<v1::Heartbeat>,
     pub(super) markers: Vec<MarkerPlaced>,
+    pub(super) resizes: Vec<Resized>,
 }
 
 /// The writer of one VM's journal.
@@ -224,6 +233,7 @@ impl Appender {
                     return Err(invalid(format!("{disk} resized to {} bytes", resize.size_bytes)));
                 }
                 self.sizes.insert(disk, resize.size_bytes);
+                out.resizes.push(Resized { lsn: position.lsn, disk, size_bytes: resize.size_bytes });
                 (time_us, Body::Resize { lsn: position.lsn, disk, size_bytes: resize.size_bytes })
             }
         };

@@ -71,6 +71,8 @@ async fn commit(logs: Vec<Arc<VmLog>>, slots: &Arc<Semaphore>, metrics: &Arc<Met
             log.sync();
             metrics.committed(start.elapsed());
             drop(slot);
+            // Not awaited: building an index must not hold up the next commit.
+            tokio::task::spawn_blocking(move || log.maintain());
         });
     }
     while let Some(done) = running.join_next().await {

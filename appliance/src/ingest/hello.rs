@@ -205,7 +205,12 @@ async fn settle(vm: &Arc<Vm>) -> Result<(Arc<Journal>, Position, u64), Refusal> 
         let journal = log
             .writable()
             .map_err(|down| Refusal::Later(format!("the journal cannot be written: {down}")))?;
-        let position = journal.sync().map_err(later)?;
+        log.sync();
+        let durable = log.watch().borrow().clone();
+        if durable.failed.is_some() || durable.full {
+            return Err(Refusal::Later("the journal cannot be written: its disk is full or failed".into()));
+        }
+        let position = durable.position;
         let last_time_us = match position.lsn.0 {
             0 => 0,
             _ => journal.timeline().time_of(position.lsn).map_err(later)?,

@@ -73,6 +73,12 @@ impl Splitter for SplitterService {
             .add_certificate(&new)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
+        if peer.revoked.is_cancelled() {
+            // Revoked meanwhile: the new certificate must not outlive the revocation of the one that asked for it.
+            let revoked = self.core.catalog.revoke_certificate(&issued.serial, now_us()).await;
+            revoked.map_err(|error| Status::unavailable(error.to_string()))?;
+            return Err(Status::unauthenticated("the client certificate was revoked: enrol again"));
+        }
         self.core.gate.add(&issued.serial);
         tracing::info!(vm = %row.name, serial = %issued.serial, "certificate renewed");
         Ok(Response::new(RenewResponse {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::appender::{Appended, Appender, MarkerPlaced, Stop};
+use super::appender::{Appended, Appender, MarkerPlaced, Resized, Stop};
 use super::hello::{self, Refusal};
 use super::reader::{self, Inbound};
 use super::store_bookmark;
@@ -87,6 +87,8 @@ pub(super) async fn run(
                 "stream begins"
             );
             core.metrics.sessions.inc();
+            // Whatever happens to this task, the next hello must not wait for it for ever.
+            let _done = handle.done.clone().drop_guard();
             let end = session.serve(welcome, inbound).await;
             session.settle().await;
             drop(session);
@@ -96,7 +98,6 @@ pub(super) async fn run(
                 let _ = tokio::task::spawn_blocking(move || log.reopen()).await;
             }
             vm.end_session(handle.id, end.reason());
-            handle.done.cancel();
             core.metrics.sessions.dec();
             end
         }
@@ -144,6 +145,7 @@ async fn begin<'a>(
         appended_seq,
         acked_seq: appended_seq,
         markers: VecDeque::new(),
+        resizes: Vec::new(),
         label: VmLabel { vm: vm.name.clone() },
     };
     Ok((session, admitted.welcome))
@@ -241,6 +243,8 @@ struct Session<'a> {
     acked_seq: u64,
     /// Appended, not yet durable.
     markers: VecDeque<MarkerPlaced>,
+    /// Appended, not yet durable.
+    resizes: Vec<Resized>,
     label: VmLabel,
 }
 
@@ -335,6 +339,7 @@ impl Session<'_> {
             });
         }
         self.markers.extend(batch.appended.markers);
+        self.resizes.extend(batch.appended.resizes);
         batch.outcome?;
         self.appender = Some(batch.appender);
         Ok(())
@@ -355,6 +360,14 @@ impl Session<'_> {
             if !send(self.outbound, appliance_message::Body::Ack(ack)).await {
                 return Err(End::Left("the splitter takes no more acknowledgements".into()));
             }
+        }
+        for resized in self.resizes.extract_if(.., |resized| resized.lsn <= position.lsn) {
+            let vm = Arc::clone(self.vm);
+            let work =
+                tokio::task::spawn_blocking(move || vm.log.note_size(resized.disk, resized.size_bytes));
+            self.core.tasks.spawn(async move {
+                let _ = work.await;
+            });
         }
         while self.markers.front().is_some_and(|marker| marker.lsn <= position.lsn) {
             let Some(marker) = self.markers.pop_front() else { break };
