@@ -1,4 +1,11 @@
 //! Damaged files: every flipped bit is found and located, nothing acknowledged vanishes in silence, no wrong byte is read.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::print_stdout,
+    reason = "tests state what must hold"
+)]
 
 mod support;
 
@@ -64,6 +71,7 @@ fn every_flipped_bit_of_a_closed_journal_is_located() {
     let journal = journal(&storage, 2 << 10);
     let stream = tiny(&journal);
     journal.close().unwrap();
+    drop(journal);
     assert!(storage.files().keys().any(|name| name.starts_with("leaf-")));
     flip_all(&storage, &stream);
 }
@@ -110,6 +118,7 @@ fn a_torn_tail_is_cut_and_an_acknowledged_one_is_not() {
     stream.rewind(acked);
     stream.marker("takes its place").append(&journal).unwrap();
     journal.close().unwrap();
+    drop(journal);
     assert!(verify(&torn).unwrap().is_clean());
     let (journal, report) = Journal::open(Arc::new(cut(400)), options(1 << 20)).unwrap();
     let damage = report.damage.unwrap();
@@ -174,6 +183,7 @@ fn a_full_disk_refuses_and_later_appends_work() {
     storage.set_faults(Faults::default());
     frame.append(&journal).unwrap();
     journal.close().unwrap();
+    drop(journal);
     assert!(verify(&storage).unwrap().is_clean());
 }
 

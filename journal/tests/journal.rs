@@ -1,4 +1,11 @@
 //! The journal as its users see it: append, sync, view, timeline, reopen.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::print_stdout,
+    reason = "tests state what must hold"
+)]
 
 mod support;
 
@@ -28,6 +35,7 @@ fn every_point_equals_the_model_before_and_after_sealing_and_reopening() {
         assert_eq!(journal.durable(), stream.position);
         assert_eq!(difference(&journal, &model, lsns()), None);
         journal.close().unwrap();
+        drop(journal);
         let journal = reopen(&storage, segment_bytes);
         assert_eq!(difference(&journal, &model, lsns()), None);
         drop(journal);
@@ -79,6 +87,7 @@ fn a_real_directory_holds_a_journal_for_one_writer() {
     assert_eq!(difference(&reader, &model, 0..=stream.position.lsn.0), None);
     assert!(stream.frames[0].append(&reader).is_err());
     journal.close().unwrap();
+    drop(journal);
     assert!(matches!(Journal::create(open(), vm(), options(4 << 10)), Err(OpenError::Exists)));
     let (journal, report) = Journal::open(open(), options(4 << 10)).unwrap();
     assert_eq!((report.damage, report.cut_bytes), (None, 0));

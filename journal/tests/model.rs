@@ -1,4 +1,11 @@
 //! Random streams with crashes, failing disks and reopenings against the slow model.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::print_stdout,
+    reason = "tests state what must hold"
+)]
 
 mod support;
 

@@ -81,9 +81,18 @@ impl Journal {
         options: Options,
     ) -> Result<(Self, RecoveryReport), OpenError> {
         check_options(&options)?;
-        let read = read_manifest(storage.as_ref())?;
-        let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
-        Ok(Self::read_only_from(storage, options, read, recovered, None))
+        /// A writer that works meanwhile can make an unfinished frame look like damage that later frames deny.
+        const ATTEMPTS: u32 = 3;
+        let mut attempt = 1;
+        loop {
+            let read = read_manifest(storage.as_ref())?;
+            let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
+            let damaged = read.damage.is_some() || recovered.damage.is_some();
+            if !damaged || attempt == ATTEMPTS {
+                return Ok(Self::read_only_from(storage, options, read, recovered, None));
+            }
+            attempt += 1;
+        }
     }
 
     fn read_only_from(

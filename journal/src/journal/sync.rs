@@ -37,11 +37,11 @@ impl Journal {
         self.seal_closed()
     }
 
-    /// Syncs, seals what is closed, and notes a clean end.
+    /// Syncs, seals what is closed, and notes a clean end. What is appended later makes the end unclean again.
     ///
     /// # Errors
     /// As [`Journal::sync`]. Nothing that was synced before is lost.
-    pub fn close(self) -> Result<Position, SyncError> {
+    pub fn close(&self) -> Result<Position, SyncError> {
         let _syncing = lock(&self.syncing);
         let position = self.sync_log()?;
         self.seal_closed()?;
@@ -114,19 +114,16 @@ impl Journal {
     /// Appends a record, durably, and a second one that says so. The caller holds `syncing`.
     pub(super) fn put_record(&self, record: &Record) -> Result<(), AppendError> {
         self.writable()?;
-        {
-            let mut manifest = lock(&self.manifest);
-            let Manifest::Writer(manifest) = &mut *manifest else {
-                return Err(AppendError::ReadOnly("no manifest is open".to_owned()));
-            };
-            manifest.append(record)?;
-            if let Err(error) = manifest.sync() {
-                self.poison();
-                return Err(AppendError::Storage(error));
-            }
-            if matches!(record, Record::Closed { .. }) {
-                return Ok(());
-            }
+        match &mut *lock(&self.manifest) {
+            Manifest::Writer(manifest) => manifest.append(record)?,
+            Manifest::Reader(_) => return Err(AppendError::ReadOnly("no manifest is open".to_owned())),
+        }
+        // Appends go on meanwhile; they take the manifest's lock.
+        self.sync_manifest().map_err(as_append_error)?;
+        if matches!(record, Record::Closed { .. }) {
+            return Ok(());
+        }
+        if let Manifest::Writer(manifest) = &mut *lock(&self.manifest) {
             let state = manifest.state();
             let witness = Record::Durable { seq: state.durable_seq, lsn: state.durable_lsn };
             let _ = manifest.append(&witness);
@@ -205,6 +202,15 @@ impl Journal {
             }
         });
         Ok(())
+    }
+}
+
+fn as_append_error(error: SyncError) -> AppendError {
+    match error {
+        SyncError::Full => AppendError::Full,
+        SyncError::Poisoned => AppendError::Poisoned,
+        SyncError::Failed(error) => AppendError::Storage(error),
+        SyncError::ReadOnly(reason) => AppendError::ReadOnly(reason),
     }
 }
 

@@ -1,0 +1,188 @@
+//! The bytes on disk: golden files of each released version, decoded field by field, and hostile input.
+//!
+//! `TIDEMARK_WRITE_FIXTURES=1 cargo test -p tidemark-journal --test format` writes the fixture of the current version;
+//! do so only while the version is not released.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::print_stdout,
+    reason = "tests state what must hold"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use support::*;
+use tidemark_journal::frame::{self, FRAME_HEADER_BYTES, FrameKind, Table};
+use tidemark_journal::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use tidemark_journal::storage::{OsStorage, SimStorage};
+use tidemark_journal::{Journal, leaf, manifest, verify};
+use tidemark_proto::ids::Lsn;
+
+const SEGMENT: &str = "segment-0000000000000001";
+const LEAF: &str = "leaf-0000000000000001";
+
+fn fixture() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1")
+}
+
+fn fixture_files() -> BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(fixture()).unwrap().map(|entry| entry.unwrap());
+    files.map(|file| (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap())).collect()
+}
+
+/// What wrote the fixture.
+fn written_now() -> (BTreeMap<String, Vec<u8>>, Stream) {
+    let storage = SimStorage::new(1);
+    let journal = journal(&storage, 6 << 10);
+    let stream = tiny(&journal);
+    journal.put_note("vm-name", b"web-1").unwrap();
+    journal.close().unwrap();
+    drop(journal);
+    (storage.files(), stream)
+}
+
+#[test]
+fn this_version_writes_the_golden_bytes() {
+    let (files, _) = written_now();
+    if std::env::var_os("TIDEMARK_WRITE_FIXTURES").is_some() {
+        std::fs::create_dir_all(fixture()).unwrap();
+        for (name, bytes) in &files {
+            std::fs::write(fixture().join(name), bytes).unwrap();
+        }
+    }
+    let golden = fixture_files();
+    assert_eq!(files.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
+    for (name, bytes) in &files {
+        let differs = bytes.iter().zip(&golden[name]).position(|(now, golden)| now != golden);
+        assert_eq!((differs, bytes.len()), (None, golden[name].len()), "{name}: first different byte");
+    }
+}
+
+#[test]
+fn the_fixture_of_version_1_opens_and_reads() {
+    let (_, stream) = written_now();
+    let model = Model::of(&stream.frames, BaseRule::AtLine);
+    let storage = Arc::new(OsStorage::open(fixture()).unwrap());
+    assert!(verify(storage.as_ref()).unwrap().is_clean());
+    let (journal, report) = Journal::open_read_only(storage, options(6 << 10)).unwrap();
+    assert_eq!(report.damage, None);
+    assert_eq!(journal.durable(), stream.position);
+    assert_eq!(journal.note("vm-name").as_deref(), Some(b"web-1".as_slice()));
+    assert_eq!(difference(&journal, &model, 0..=stream.position.lsn.0), None);
+    // A copy of it is written on.
+    let storage = SimStorage::with_files(1, &fixture_files());
+    let journal = reopen(&storage, 6 << 10);
+    let mut stream = stream;
+    stream.marker("later").append(&journal).unwrap();
+    journal.close().unwrap();
+    drop(journal);
+    assert!(verify(&storage).unwrap().is_clean());
+}
+
+#[test]
+fn fields_lie_where_the_format_says() {
+    let files = fixture_files();
+    let segment = &files[SEGMENT];
+    assert_eq!(&segment[..8], b"TMSEGM01");
+    assert_eq!(&segment[8..16], [1, 0, 160, 0, 0, 0, 0, 0]);
+    assert_eq!(segment[16..32], [3; 16]);
+    assert_eq!(segment[64..96], KEY);
+    let (header, hash) = SegmentHeader::decode(segment).unwrap();
+    assert_eq!((header.ordinal, header.seq_before, header.lsn_before), (1, 0, Lsn(0)));
+    // The second frame: writes at LSN 2, two entries, two sectors of payload.
+    let first = &segment[SEGMENT_HEADER_BYTES..];
+    let line = frame::decode(first, &KEY).unwrap();
+    assert_eq!((line.header.kind, line.header.previous), (FrameKind::LineStart, hash));
+    let writes = &first[usize::try_from(line.header.frame_bytes()).unwrap()..];
+    let u32_at = |at: usize| u32::from_le_bytes(writes[at..at + 4].try_into().unwrap());
+    let u64_at = |at: usize| u64::from_le_bytes(writes[at..at + 8].try_into().unwrap());
+    assert_eq!(&writes[..8], b"TMFRAME1");
+    assert_eq!(writes[8..12], [1, 0, 1, 0]);
+    assert_eq!([u32_at(12), u32_at(16), u32_at(20)], [48, 1, 1024]);
+    assert_eq!(
+        [u64_at(24), u64_at(32), u64_at(40), u64_at(48), u64_at(56), u64_at(64)],
+        [1, 1, 2, 3, 1, 128]
+    );
+    assert_eq!([u64_at(120), u64_at(128)], [1_002_000, 3]);
+    assert_eq!([u64_at(144), u64_at(152), u64_at(160)], [1, 1, 2]);
+    assert_eq!(writes[168..200], line.hash);
+    let table = &writes[FRAME_HEADER_BYTES..];
+    assert_eq!(table[..16], [1, 0, 0, 0, 2, 0, 0, 0, 127, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(table[16..24], [0, 0, 0, 0, 1, 0, 0, 0]);
+    let payload = &table[48 + 4..48 + 4 + 1024];
+    assert_eq!(u32_at(FRAME_HEADER_BYTES + 48), crc32c::crc32c(payload));
+    assert_eq!(payload, pattern(64, 2));
+    let leaf = &files[LEAF];
+    assert_eq!(&leaf[..8], b"TMLEAF01");
+    let (directory, entries, times) = leaf::decode(leaf, &KEY).unwrap();
+    assert_eq!((directory.ordinal, directory.first_lsn), (1, 1));
+    assert_eq!(times[1], 1_002_000);
+    assert!(entries.iter().any(|entry| entry.start == 127 && entry.lsn == Lsn(2)));
+    let (of, records) = manifest::decode(&files["manifest"]).unwrap();
+    assert_eq!(of, vm());
+    assert!(records.last().unwrap().text.contains("Closed"));
+    assert_eq!(&files["manifest"][..8], b"TMMANI01");
+}
+
+#[test]
+fn a_newer_version_or_a_reserved_flag_is_refused_not_misread() {
+    let files = fixture_files();
+    let bytes = &files[SEGMENT][SEGMENT_HEADER_BYTES..];
+    for (at, value) in [(8, 2_u8), (10, 99), (11, 1)] {
+        let mut changed = bytes.to_vec();
+        changed[at] = value;
+        // With a hash that fits, as a newer program would write it.
+        let table = usize::try_from(u32::from_le_bytes(bytes[12..16].try_into().unwrap())).unwrap();
+        let mut hasher = blake3::Hasher::new_keyed(&KEY);
+        hasher.update(&changed[..200]).update(&changed[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + table]);
+        changed[200..232].copy_from_slice(hasher.finalize().as_bytes());
+        assert_eq!(frame::decode(&changed, &KEY), Err(frame::FrameError::Unknown));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn decoders_take_anything(bytes in proptest::collection::vec(any::<u8>(), 0..2000), at in any::<usize>(), which in 0..3_usize) {
+        let files = fixture_files();
+        let name = [SEGMENT, LEAF, "manifest"][which];
+        let mut changed = files[name].clone();
+        let at = at % changed.len();
+        let end = (at + bytes.len()).min(changed.len());
+        changed[at..end].copy_from_slice(&bytes[..end - at]);
+        for input in [&bytes, &changed, &changed[at..].to_vec(), &changed[..at].to_vec()] {
+            let _ = frame::decode(input, &KEY);
+            let _ = SegmentHeader::decode(input);
+            let _ = leaf::decode(input, &KEY);
+            let _ = manifest::decode(input);
+        }
+        let mut broken = files.clone();
+        broken.insert(name.to_owned(), changed);
+        let storage = SimStorage::with_files(1, &broken);
+        let _ = verify(&storage);
+        let _ = Journal::open(Arc::new(storage), options(6 << 10));
+    }
+
+    #[test]
+    fn frames_decode_to_what_was_appended(disk in 1..3_u32, start in 0..200_usize, sectors in 1..80_usize, seed in 0..1000_u64) {
+        let storage = SimStorage::new(1);
+        let journal = journal(&storage, 1 << 20);
+        let mut stream = Stream::default();
+        let frame = stream.writes(vec![entry(disk, frame::EntryKind::Data, start, sectors)], seed);
+        frame.append(&journal).unwrap();
+        let segment = storage.files()[SEGMENT].clone();
+        let decoded = frame::decode(&segment[SEGMENT_HEADER_BYTES..], &KEY).unwrap();
+        let Content::Writes { entries, payload, .. } = &frame.content else { unreachable!() };
+        prop_assert_eq!(&decoded.table, &Table::Entries(entries.clone()));
+        prop_assert_eq!(decoded.header.position, frame.position);
+        let found = &segment[SEGMENT_HEADER_BYTES + decoded.header.head_bytes()..];
+        prop_assert_eq!(found, payload.as_slice());
+    }
+}
