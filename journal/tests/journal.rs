@@ -218,3 +218,45 @@ fn notes_disks_and_sizes_survive() {
     // Snapshots keep the manifest small.
     assert!(storage.files()["manifest"].len() < 24 << 10);
 }
+
+#[test]
+fn appends_syncs_and_views_run_beside_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = Arc::new(OsStorage::create(directory.path().join("journal")).unwrap());
+    let journal = Journal::create(storage, vm(), options(64 << 10)).unwrap();
+    journal.put_disk(disk(1)).unwrap();
+    journal.put_disk(disk(2)).unwrap();
+    let mut stream = sample(&journal);
+    std::thread::scope(|scope| {
+        let syncing = scope.spawn(|| {
+            let mut last = journal.durable().seq;
+            while last < 500 {
+                let position = journal.sync().unwrap();
+                assert!(position.seq >= last && journal.durable().seq >= position.seq);
+                last = position.seq;
+                journal.maintain().unwrap();
+            }
+        });
+        let viewing = scope.spawn(|| {
+            while journal.durable().seq < 500 {
+                let horizon = journal.timeline().horizon().unwrap();
+                let view = journal.view(horizon.lsn).unwrap();
+                let mut first = vec![0; DISK_SECTORS * SECTOR];
+                let mut second = first.clone();
+                view.read_at(DiskId(1), 0, &mut first).unwrap();
+                view.read_at(DiskId(1), 0, &mut second).unwrap();
+                assert!(first == second, "a view changed");
+            }
+        });
+        while stream.position.seq < 500 {
+            let start = usize::try_from(stream.position.seq % 200).unwrap();
+            stream.writes(vec![entry(1, EntryKind::Data, start, 7)], start as u64).append(&journal).unwrap();
+            stream.heartbeat(true).append(&journal).unwrap();
+        }
+        syncing.join().unwrap();
+        viewing.join().unwrap();
+    });
+    journal.sync().unwrap();
+    let model = Model::of(&stream.frames, BaseRule::AtLine);
+    assert_eq!(difference(&journal, &model, (0..=stream.position.lsn.0).step_by(7)), None);
+}

@@ -194,3 +194,59 @@ pub(crate) fn resolve(
     }
     Ok(pieces)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::frame::{Entry, EntryKind, FrameHeader, FrameKind};
+    use crate::index::MemoryIndex;
+    use crate::journal::MemorySegment;
+    use crate::storage::SimStorage;
+
+    fn segment(ordinal: u64, kind: FrameKind, lsn: u64, start: u64, sectors: u32) -> Run {
+        let header = FrameHeader {
+            kind,
+            table_bytes: 24,
+            payload_bytes: sectors * 512,
+            segment: ordinal,
+            ordinal: 0,
+            position: crate::Position::default(),
+            appliance_time_us: 0,
+            clock_error_us: 0,
+            writer_generation: 1,
+            durable_seq: 0,
+            durable_lsn: Lsn::ZERO,
+            first_lsn: Lsn(lsn),
+            previous: [0; 32],
+        };
+        let disk = DiskId(1);
+        let entry =
+            Entry { disk, kind: EntryKind::Data, start_sector: start, sectors, flags: 0, time_delta_us: 0 };
+        let mut index = MemoryIndex::new(0);
+        index.add_entries(&header, &[entry], 160);
+        Run::Open(Arc::new(MemorySegment::new(ordinal, index, Vec::new())))
+    }
+
+    fn segments(runs: &[Ranked]) -> Vec<(u64, u64, u64)> {
+        let source = Source::new(Arc::new(SimStorage::new(1)), [0; 32], 0);
+        let pieces = resolve(&source, runs, Lsn(9), DiskId(1), 0, 8).unwrap();
+        let segment = |piece: &Piece| piece.bytes.map_or(0, |bytes| bytes.segment);
+        pieces.iter().map(|piece| (piece.start, piece.sectors, segment(piece))).collect()
+    }
+
+    #[test]
+    fn a_base_block_that_arrives_late_stays_below_the_writes_above_its_line() {
+        // Line 2; LSN 5 was written above it; then its base blocks arrive in a newer segment.
+        let runs = [segment(1, FrameKind::Writes, 5, 2, 3), segment(2, FrameKind::Base, 2, 0, 8)];
+        let mut ranked = rank(&runs, Lsn(9));
+        let right = [(0, 2, 2), (2, 3, 1), (5, 3, 2)];
+        assert_eq!(segments(&ranked), right);
+        // Negative control: a search that ends at the first hit in the newest segment.
+        for ranked in &mut ranked {
+            ranked.older_max_lsn = 0;
+        }
+        assert_ne!(segments(&ranked), right);
+    }
+}
