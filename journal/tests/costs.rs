@@ -23,6 +23,9 @@ use tidemark_proto::ids::{DiskId, Lsn};
 
 const FRAME: usize = 1 << 20;
 
+/// Bytes of the disk that writes are scattered over: half of what is written, so that versions lie above each other.
+const DISK_BYTES: u64 = 256 << 20;
+
 /// Appends frames of 1 MiB in writes of `write_bytes` at scattered places.
 struct Load {
     position: Position,
@@ -44,7 +47,8 @@ impl Load {
         for entry in &mut self.entries {
             self.random =
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            entry.start_sector = (self.random >> 40) * u64::from(entry.sectors);
+            let sectors = u64::from(entry.sectors);
+            entry.start_sector = (self.random >> 40) % (DISK_BYTES / 512 / sectors) * sectors;
         }
         let first_lsn = self.position.lsn.next();
         self.position.seq += 1;
