@@ -8,6 +8,7 @@
 //! * [`site`]: a whole installation on this machine.
 //! * [`oracle`]: random points of an installation, judged.
 //! * [`postgres`]: a database of our own, and the log of its commits.
+//! * [`synthetic`]: a splitter without a kernel.
 //! * [`house`]: the dependency direction between the crates.
 
 pub mod disks;
@@ -19,3 +20,4 @@ pub mod postgres;
 pub mod process;
 pub mod site;
 pub mod stamp;
+pub mod synthetic;
