@@ -1,5 +1,11 @@
 //! Little-endian integers in and out of bytes. Reading never panics: what is missing is `None`.
 
+/// Whether a stored hash is the computed one. Under a fuzzer every hash is right: it would never guess one, and the
+/// code behind the check would stay untested.
+pub(crate) fn same_hash<const N: usize>(stored: &[u8; N], computed: &[u8; N]) -> bool {
+    cfg!(fuzzing) || stored == computed
+}
+
 /// Reads from the front of a slice.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader<'a> {

@@ -6,7 +6,7 @@ use tidemark_proto::limits::{CHECKSUM_PIECE_BYTES, SECTOR_BYTES};
 
 use super::header::{FrameHeader, FrameKind, HASHED_HEADER_BYTES, checksum_count, frame_lengths};
 use super::{Body, ENTRY_BYTES, Entry, EntryKind, FRAME_HEADER_BYTES, Frame};
-use crate::wire::{Reader, size};
+use crate::wire::{Reader, same_hash, size};
 
 /// Why bytes are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -76,7 +76,7 @@ pub fn decode(bytes: &[u8], key: &[u8; 32]) -> Result<DecodedFrame, FrameError> 
     hasher.update(hashed);
     hasher.update(rest);
     let hash = *hasher.finalize().as_bytes();
-    if stored != hash {
+    if !stored.try_into().is_ok_and(|stored| same_hash(stored, &hash)) {
         return Err(FrameError::Hash);
     }
     let header = FrameHeader::decode(hashed).ok_or(FrameError::Unknown)?;

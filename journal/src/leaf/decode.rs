@@ -10,7 +10,7 @@ use super::{
     PART_HASH_BYTES, TIMES_PER_PAGE, part_hash,
 };
 use crate::index::{INDEX_ENTRY_BYTES, IndexEntry, Key};
-use crate::wire::{Reader, size};
+use crate::wire::{Reader, same_hash, size};
 
 /// Bytes are not (that part of) a leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -53,7 +53,7 @@ impl<K> Page<K> {
     }
 
     fn check(&self, bytes: &[u8], key: &[u8; 32]) -> Result<(), LeafError> {
-        if part_hash(key, bytes) == self.hash {
+        if same_hash(&self.hash, &part_hash(key, bytes)) {
             return Ok(());
         }
         Err(LeafError {
@@ -83,7 +83,7 @@ pub(crate) fn decode_directory(bytes: &[u8], key: &[u8; 32]) -> Result<(Director
     hasher.update(hashed);
     hasher.update(directory);
     let hash = *hasher.finalize().as_bytes();
-    if stored != hash {
+    if !stored.try_into().is_ok_and(|stored| same_hash(stored, &hash)) {
         let bytes = (HEADER_BYTES + length) as u64;
         return Err(LeafError { offset: 0, bytes, problem: "the head's hash does not match" });
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::options::limits::MANIFEST_RECORD_MAX_BYTES;
 use crate::recovery::Damage;
 use crate::segment::uuid_from;
-use crate::wire::{Reader, size};
+use crate::wire::{Reader, same_hash, size};
 
 /// Why bytes are not a manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -73,7 +73,7 @@ fn read_head(bytes: &[u8]) -> Option<Head> {
     let vm = VmId(uuid_from(reader.array()?));
     let (key, first_seq): ([u8; 32], u64) = (reader.array()?, reader.u64()?);
     let hash = *blake3::keyed_hash(&key, bytes.get(..HEADER_BYTES - 32)?).as_bytes();
-    (reader.array()? == hash).then_some(Head { vm, key, first_seq, hash })
+    same_hash(&reader.array()?, &hash).then_some(Head { vm, key, first_seq, hash })
 }
 
 struct RawRecord<'a> {
@@ -136,7 +136,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Read, ManifestError> {
         let Some(raw) = raw_record(rest) else { break };
         let fixed = rest.get(..HASHED_RECORD_BYTES).unwrap_or_default();
         if raw.seq != read.seq.saturating_add(1)
-            || raw.hash != record_hash(&read.key, &read.hash, fixed, raw.body)
+            || !same_hash(&raw.hash, &record_hash(&read.key, &read.hash, fixed, raw.body))
         {
             break;
         }

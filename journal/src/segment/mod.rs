@@ -23,7 +23,7 @@ mod scan;
 
 use tidemark_proto::ids::{Lsn, VmId};
 
-use crate::wire::{Put, Reader};
+use crate::wire::{Put, Reader, same_hash};
 
 pub(crate) use scan::{Scanner, Stop, newest_claim};
 
@@ -96,7 +96,7 @@ impl SegmentHeader {
             previous: reader.array()?,
         };
         let hash = *blake3::keyed_hash(&header.key, hashed).as_bytes();
-        (rest.get(..32)? == hash).then_some((header, hash))
+        same_hash(rest.first_chunk()?, &hash).then_some((header, hash))
     }
 }
 

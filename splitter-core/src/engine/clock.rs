@@ -29,6 +29,12 @@ pub struct ClockFilter {
 }
 
 impl ClockFilter {
+    /// Whether no pong came back yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+
     /// A pong came back: boot times of sending and receiving, the appliance's time in between.
     pub fn sample(&mut self, sent_us: u64, received_us: u64, appliance_us: u64) {
         let round_trip = received_us.saturating_sub(sent_us);

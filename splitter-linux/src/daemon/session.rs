@@ -113,6 +113,7 @@ impl<'a> Session<'a> {
         }
         self.state.store_nonce(&welcome.next_nonce).map_err(|error| lost(error.to_string()))?;
         send(&outbound, splitter_message::Body::NonceSaved(NonceSaved {})).await?;
+        self.compare_clocks(&outbound, &mut inbound).await?;
         self.worker.welcome(welcome, outbound.clone()).await.map_err(lost)?;
         match self.converse(&outbound, &mut inbound, &channel).await {
             Err(End::Lost { reason, .. }) => Err(End::Lost { reason, established: true }),
@@ -160,6 +161,27 @@ impl<'a> Session<'a> {
             Some(appliance_message::Body::Goodbye(goodbye)) => Err(End::Final(goodbye.reason)),
             _ => Err(lost("the appliance did not welcome this splitter")),
         }
+    }
+
+    /// The first comparison of the clocks, before any frame: frames are stamped with it.
+    async fn compare_clocks(
+        &mut self,
+        outbound: &mpsc::Sender<SplitterMessage>,
+        inbound: &mut Streaming<ApplianceMessage>,
+    ) -> Result<(), End> {
+        let ping = Ping { boottime_ns: now_us().saturating_mul(1000) };
+        send(outbound, splitter_message::Body::Ping(ping)).await?;
+        let answer = tokio::time::timeout(WELCOME_TIMEOUT, async {
+            while self.clock.is_empty() {
+                let message = inbound.message().await.map_err(|status| refused(&status))?;
+                let Some(body) = message.and_then(|message| message.body) else {
+                    return Err(lost("the appliance closed the stream"));
+                };
+                self.take(body)?;
+            }
+            Ok(())
+        });
+        answer.await.map_err(|_| lost("the appliance did not answer a ping"))?
     }
 
     async fn converse(

@@ -1,0 +1,8 @@
+//! Segment headers, with every hash taken for right.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let _ = tidemark_journal::segment::SegmentHeader::decode(data);
+});
