@@ -1,0 +1,107 @@
+//! The connection to the appliance.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use tidemark_proto::limits::MESSAGE_MAX_BYTES;
+use tidemark_proto::tls::SERVER_NAME;
+use tidemark_proto::v1::console_client::ConsoleClient;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Status};
+
+use crate::context::Context;
+
+/// How long a connection may take. Beyond it the appliance counts as unreachable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// An idle connection is probed this often, so that a dead appliance is noticed while a mount waits for data.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a probe may go unanswered before every call on the connection fails.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes the appliance may send ahead per call and per connection: above the bandwidth-delay product of a LAN, so that
+/// reads are limited by the link and not by acknowledgements.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Calls the appliance's console service.
+pub(crate) type Client = ConsoleClient<Channel>;
+
+/// Connects with the credentials of `context`.
+pub(crate) async fn connect(context: &Context) -> Result<Client> {
+    let tls = ClientTlsConfig::new()
+        .domain_name(SERVER_NAME)
+        .ca_certificate(Certificate::from_pem(&context.ca_pem))
+        .identity(Identity::from_pem(&context.certificate_pem, &context.key_pem));
+    let channel = Endpoint::from_shared(format!("https://{}", context.address))
+        .with_context(|| format!("the context's address '{}' is not HOST:PORT", context.address))?
+        .tls_config(tls)
+        .context("the context's certificates cannot be used: copy the appliance's admin.context again")?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .connect()
+        .await
+        .map_err(|error| unreachable(&context.address, &error))?;
+    Ok(ConsoleClient::new(channel)
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES))
+}
+
+/// The innermost cause is the one that tells something ("connection refused", "invalid peer certificate").
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+fn unreachable(address: &str, error: &dyn std::error::Error) -> anyhow::Error {
+    let cause = innermost(error);
+    let lower = cause.to_lowercase();
+    if lower.contains("certificate") || lower.contains("tls") || lower.contains("handshake") {
+        anyhow!(
+            "the appliance at {address} and this context do not trust each other ({cause}): \
+             copy its admin.context again, or have your certificate renewed"
+        )
+    } else {
+        anyhow!(
+            "cannot reach the appliance at {address} ({cause}): check that it runs and that the address is right"
+        )
+    }
+}
+
+/// A refusal or failure of one call, in one line that says what to do.
+pub(crate) fn refused(status: &Status) -> anyhow::Error {
+    let said = status.message().replace(['\r', '\n'], " ");
+    match status.code() {
+        // With a cause it is the transport's own; without one the appliance says so.
+        Code::Unavailable if std::error::Error::source(status).is_some() || said.is_empty() => anyhow!(
+            "the connection to the appliance broke ({}): check that it runs, then try again",
+            std::error::Error::source(status).map_or(said, innermost)
+        ),
+        Code::Unimplemented => anyhow!("the appliance does not know this command: upgrade the appliance"),
+        Code::PermissionDenied | Code::Unauthenticated if said.is_empty() => {
+            anyhow!("your certificate does not allow this: ask an administrator of the appliance")
+        }
+        Code::DeadlineExceeded => {
+            anyhow!("the appliance did not answer in time: try again, then look at its log")
+        }
+        _ if said.is_empty() => anyhow!("the appliance failed ({}): look at its log", status.code()),
+        _ => anyhow!("{said}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_one_line() {
+        let text = refused(&Status::failed_precondition("inside a gap\nnearest: lsn:7")).to_string();
+        assert_eq!(text, "inside a gap nearest: lsn:7");
+        assert!(refused(&Status::new(Code::Internal, "")).to_string().contains("log"));
+    }
+}

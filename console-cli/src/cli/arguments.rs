@@ -1,0 +1,388 @@
+//! Commands and flags, as scripts depend on them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidemark_proto::ids::DiskId;
+
+use crate::when::When;
+
+/// Recover any protected virtual machine to any write.
+#[derive(Debug, Parser)]
+#[command(name = "tidemark", version, disable_help_subcommand = true)]
+#[command(after_help = "Example: tidemark status\n\n\
+WHEN is `latest`, a time (2026-11-21T19:04:05.123Z; without a zone it is local), -90s, -15m, -2h, lsn:1234 or bookmark:NAME.")]
+pub(crate) struct Cli {
+    /// The appliance's address and your credentials [default: ~/.config/tidemark/context]
+    #[arg(long, global = true, value_name = "FILE", env = "TIDEMARK_CONTEXT")]
+    pub(crate) context: Option<PathBuf>,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// One-time enrolment tokens for splitters
+    #[command(subcommand, after_help = "Example: tidemark token create --vm web-1 --ttl 1h")]
+    Token(TokenCommand),
+    /// Certificates of virtual machines and administrators
+    #[command(subcommand, after_help = "Example: tidemark cert list")]
+    Cert(CertCommand),
+    /// Protected virtual machines
+    #[command(subcommand, after_help = "Example: tidemark vm list")]
+    Vm(VmCommand),
+    /// Named recovery points
+    #[command(subcommand, after_help = "Example: tidemark bookmark create before-upgrade --vm web-1")]
+    Bookmark(BookmarkCommand),
+    /// Recovery points, the windows they lie in, and gaps
+    #[command(subcommand, after_help = "Example: tidemark point list web-1 --from -2h")]
+    Point(PointCommand),
+    /// Restore disks as of a point into files or onto a block device
+    #[command(after_help = "Examples:\n  \
+        tidemark recover web-1 --at -15m --to /restore                    # every disk, as /restore/<disk>.raw\n  \
+        tidemark recover web-1 --at latest --disk disk-1 --to /dev/vdc    # one disk, onto an unused device")]
+    Recover(RecoverArguments),
+    /// Show disks as of a point as files in a folder
+    #[command(after_help = "Example: tidemark mount web-1 --at -15m /mnt/then --writable\n         \
+        mount -o loop /mnt/then/disk-1.raw /mnt/files\n\n\
+        ext4 and XFS replay their journal when they mount a crash-consistent disk and refuse to do so on a read-only one: \
+        use --writable for them. Changes go to a private overlay that vanishes with the mount.")]
+    Mount(MountArguments),
+    /// End a `tidemark mount`
+    #[command(after_help = "Example: tidemark unmount /mnt/then")]
+    Unmount {
+        /// The folder given to `tidemark mount`
+        dir: PathBuf,
+    },
+    /// Serve disks as of a point over NBD
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    #[command(after_help = "Examples:\n  tidemark export web-1 --at latest\n  tidemark export list\n  \
+        tidemark export stop ID")]
+    Export(ExportArguments),
+    /// Look into a journal's files, without an appliance
+    #[command(subcommand, after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
+    Journal(JournalCommand),
+    /// One screen: every VM, what would be lost now, gaps, alarms
+    #[command(after_help = "Example: tidemark status")]
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token that enrols one splitter; the last word printed is the token
+    #[command(after_help = "Example: tidemark token create --vm web-1 --ttl 1h")]
+    Create {
+        /// Name of the virtual machine
+        #[arg(long, value_name = "NAME")]
+        vm: String,
+        /// How long the token may be used (90s, 30m, 1h, 7d)
+        #[arg(long, default_value = "1h", value_parser = parse_duration)]
+        ttl: Duration,
+        /// Enrol the VM anew: its old certificate is revoked, a quarantine ends
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Tokens and whether they were used
+    #[command(after_help = "Example: tidemark token list")]
+    List,
+    /// Make a token useless
+    #[command(after_help = "Example: tidemark token revoke 1f2e3d4c")]
+    Revoke {
+        /// From `token list`
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertCommand {
+    /// Issued certificates
+    #[command(after_help = "Example: tidemark cert list")]
+    List,
+    /// Refuse a certificate from now on
+    #[command(after_help = "Example: tidemark cert revoke 0a1b2c3d")]
+    Revoke {
+        /// From `cert list`
+        serial: String,
+    },
+}
+
+/// The states of the command line contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VmState {
+    New,
+    InitialSync,
+    Protected,
+    DirtyOnly,
+    Resync,
+    Verify,
+    Disconnected,
+    Quarantined,
+    Error,
+}
+
+impl VmState {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::InitialSync => "initial-sync",
+            Self::Protected => "protected",
+            Self::DirtyOnly => "dirty-only",
+            Self::Resync => "resync",
+            Self::Verify => "verify",
+            Self::Disconnected => "disconnected",
+            Self::Quarantined => "quarantined",
+            Self::Error => "error",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Every VM with its state
+    #[command(after_help = "Example: tidemark vm list --json")]
+    List,
+    /// One VM in detail
+    #[command(after_help = "Example: tidemark vm show web-1")]
+    Show {
+        /// The VM
+        name: String,
+    },
+    /// Forget a VM and delete its journal: no point of it can be recovered afterwards
+    #[command(after_help = "Example: tidemark vm remove web-1")]
+    Remove {
+        /// The VM
+        name: String,
+        /// Do not ask on a terminal
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Wait until a VM reaches a state
+    #[command(after_help = "Example: tidemark vm wait web-1 --state protected --timeout 60s")]
+    Wait {
+        /// The VM
+        name: String,
+        #[arg(long, value_enum)]
+        state: VmState,
+        /// Give up after this long (90s, 30m, 1h)
+        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        timeout: Duration,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConsistencyLevel {
+    Crash,
+    Filesystem,
+    Application,
+}
+
+impl ConsistencyLevel {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Filesystem => "filesystem",
+            Self::Application => "application",
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BookmarkCommand {
+    /// Name the present moment; fails when the asked level was not achieved
+    #[command(after_help = "Example: tidemark bookmark create before-upgrade --vm web-1")]
+    Create {
+        /// Unique among the VM's bookmarks
+        name: String,
+        /// The virtual machine
+        #[arg(long, value_name = "VM")]
+        vm: String,
+        /// What the point must be good for
+        #[arg(long, value_enum, default_value = "crash")]
+        consistency: ConsistencyLevel,
+        /// Accept a lower level than the one asked for
+        #[arg(long)]
+        allow_lower: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PointCommand {
+    /// Where a VM can be recovered to
+    #[command(after_help = "Example: tidemark point list web-1 --from -2h --search upgrade")]
+    List {
+        /// The virtual machine
+        vm: String,
+        /// Nothing before this
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+        from: Option<When>,
+        /// Nothing after this
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+        to: Option<When>,
+        /// Only points whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        search: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArguments {
+    /// The virtual machine
+    pub(crate) vm: String,
+    /// The recovery point
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub(crate) at: When,
+    /// A folder for all disks; with --disk, a file or an unused block device
+    #[arg(long, value_name = "DIR|FILE|DEVICE")]
+    pub(crate) to: PathBuf,
+    /// Only this disk (such as disk-1)
+    #[arg(long, value_name = "ID")]
+    pub(crate) disk: Option<DiskId>,
+    /// Replace files that exist already
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MountArguments {
+    /// The virtual machine
+    pub(crate) vm: String,
+    /// The recovery point
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
+    pub(crate) at: When,
+    /// An empty folder; made when missing
+    pub(crate) dir: PathBuf,
+    /// Only this disk (such as disk-1)
+    #[arg(long, value_name = "ID")]
+    pub(crate) disk: Option<DiskId>,
+    /// Allow changes, kept in a private overlay until unmounted
+    #[arg(long)]
+    pub(crate) writable: bool,
+    /// Where the overlay lies; it may grow to the size of the disks [default: $TMPDIR or /tmp]
+    #[arg(long, value_name = "DIR", requires = "writable")]
+    pub(crate) overlay_dir: Option<PathBuf>,
+    /// Serve from this process instead of a background one
+    #[arg(long, short)]
+    pub(crate) foreground: bool,
+    /// Where the background process writes what goes wrong [default: ~/.local/state/tidemark/mount.log]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExportCommand>,
+    /// The virtual machine
+    #[arg(required = true)]
+    pub(crate) vm: Option<String>,
+    /// The recovery point
+    #[arg(long, value_name = "WHEN", required = true, allow_hyphen_values = true)]
+    pub(crate) at: Option<When>,
+    /// Only this disk (such as disk-1)
+    #[arg(long, value_name = "ID")]
+    pub(crate) disk: Option<DiskId>,
+    /// Serve over mutual TLS on the appliance's address HOST[:PORT] instead of a Unix socket
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) tls: Option<String>,
+    /// Where the client's credentials are written, one folder per export [default: ~/.config/tidemark/exports]
+    #[arg(long, value_name = "DIR", requires = "tls")]
+    pub(crate) credentials: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExportCommand {
+    /// Running exports
+    #[command(after_help = "Example: tidemark export list")]
+    List,
+    /// Stop an export and disconnect its clients
+    #[command(after_help = "Example: tidemark export stop 7c1f")]
+    Stop {
+        /// From `export list`
+        id: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Check every checksum and rule of a journal; exit 1 when something is wrong
+    #[command(after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
+    Verify {
+        /// The journal's folder
+        path: PathBuf,
+    },
+    /// Print a journal's records, oldest first
+    #[command(after_help = "Example: tidemark journal dump /var/lib/tidemark/vms/ID/journal | less")]
+    Dump {
+        /// The journal's folder
+        path: PathBuf,
+    },
+}
+
+/// A length of time with its unit: `90s`, `30m`, `1h`, `7d`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a length of time: write 90s, 30m, 1h or 7d");
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds_per_unit = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text.strip_suffix(unit).and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
+    let seconds = number.checked_mul(seconds_per_unit).filter(|seconds| *seconds > 0).ok_or_else(wrong)?;
+    Ok(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn visit(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{path} has no example");
+            command.get_subcommands().for_each(|command| visit(command, &path));
+        }
+        visit(&Cli::command(), "");
+    }
+
+    #[test]
+    fn relative_points_parse_as_they_stand() {
+        for arguments in [
+            vec!["tidemark", "mount", "web-1", "--at", "-90s", "/mnt"],
+            vec!["tidemark", "recover", "web-1", "--at", "-15m", "--to", "/r"],
+            vec!["tidemark", "export", "web-1", "--at", "-2h"],
+            vec!["tidemark", "point", "list", "web-1", "--from", "-2h", "--to", "-1s"],
+            vec!["tidemark", "export", "list"],
+            vec!["tidemark", "export", "stop", "7"],
+        ] {
+            Cli::try_parse_from(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        }
+        assert!(Cli::try_parse_from(["tidemark", "export", "web-1"]).is_err(), "--at is required");
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        for bad in
+            ["", "90", "h", "0s", "-1h", "1.5h", "99999999999999999999s", "1й", "18446744073709551615d"]
+        {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+}

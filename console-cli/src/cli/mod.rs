@@ -1,0 +1,10 @@
+//! The grammar of the command line.
+
+mod arguments;
+mod usage;
+
+pub(crate) use arguments::{
+    BookmarkCommand, CertCommand, Cli, Command, ExportArguments, ExportCommand, JournalCommand,
+    MountArguments, PointCommand, RecoverArguments, TokenCommand, VmCommand, VmState,
+};
+pub(crate) use usage::{UsageError, one_line};

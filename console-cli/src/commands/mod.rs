@@ -1,0 +1,55 @@
+//! One module per noun of the command line.
+
+mod bookmark;
+mod cert;
+mod export;
+mod journal;
+mod mount;
+mod point;
+mod recover;
+mod status;
+mod token;
+mod vm;
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::appliance::{Client, connect};
+use crate::cli::{Cli, Command};
+use crate::context::Context;
+
+/// Runs the command and prints what it has to say.
+pub(crate) fn run(cli: Cli) -> Result<()> {
+    let Cli { context, json, command } = cli;
+    match command {
+        // These need no appliance, or processes of their own.
+        Command::Journal(command) => journal::run(command, json),
+        Command::Mount(arguments) => mount::run(context.as_deref(), &arguments, json),
+        Command::Unmount { dir } => mount::unmount(&dir, json),
+        command => runtime()?.block_on(online(context.as_deref(), command, json)),
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+async fn client(context: Option<&Path>) -> Result<Client> {
+    connect(&Context::load(context)?).await
+}
+
+async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<()> {
+    let client = client(context).await?;
+    match command {
+        Command::Token(command) => token::run(client, command, json).await,
+        Command::Cert(command) => cert::run(client, command, json).await,
+        Command::Vm(command) => vm::run(client, command, json).await,
+        Command::Bookmark(command) => bookmark::run(client, command, json).await,
+        Command::Point(command) => point::run(client, command, json).await,
+        Command::Recover(arguments) => recover::run(client, &arguments, json).await,
+        Command::Export(arguments) => export::run(client, arguments, json).await,
+        Command::Status => status::run(client, json).await,
+        Command::Journal(_) | Command::Mount(_) | Command::Unmount { .. } => Ok(()),
+    }
+}
