@@ -56,6 +56,9 @@ impl Engine {
         detail: String,
     ) {
         self.close_batch();
+        if !slots.iter().any(|slot| self.disks.contains_key(slot)) {
+            return;
+        }
         let mut disk_ids = Vec::with_capacity(slots.len());
         let lsn = self.next_lsn();
         let gap_from = gap_from.clamp(1, lsn);
@@ -112,6 +115,11 @@ impl Engine {
         let cause = if cause == GapCause::Unspecified { GapCause::CaptureRestarted } else { cause };
         self.close_batch();
         self.kernel_generation = Some(kernel_generation);
+        if self.disks.is_empty() {
+            // Nobody lost anything, and a generation begins with a line.
+            self.inflight.clear();
+            return Ok(());
+        }
         self.generation = self.generation.saturating_add(1);
         self.inflight.clear();
         let slots: Vec<Slot> = self.disks.keys().copied().collect();

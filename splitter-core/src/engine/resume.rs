@@ -148,6 +148,7 @@ impl Engine {
         self.generation = welcome.generation.saturating_add(1);
         let start = kernel.ring.consumer();
         kernel.ring.seek(start)?;
+        let restarted = self.restart_drained(kernel);
         self.look(kernel.ring);
         let from = self.lsn.saturating_add(1);
         for cause in [GapCause::InitialCopy, GapCause::CaptureRestarted] {
@@ -167,9 +168,30 @@ impl Engine {
             if !slots.is_empty() {
                 self.start_line(kernel.dirty, &slots, cause, from, String::new());
             }
-            self.defer_line(kernel.ring, &strays);
+            // Bits of the time before the restart belong to this line, unless something was captured since.
+            if !restarted || kernel.ring.producer() > kernel.ring.position() {
+                self.defer_line(kernel.ring, &strays);
+            }
         }
         Ok(())
+    }
+
+    /// A capture that was loaded begins in dirty-only mode: it is restarted before its first line, not by a second
+    /// one after it. Whether it was.
+    fn restart_drained(&mut self, kernel: &mut Kernel<'_>) -> bool {
+        let drained = kernel.ring.position() == kernel.ring.producer();
+        if kernel.control.status().mode != Mode::DirtyOnly || !drained {
+            return false;
+        }
+        kernel.ring.abandon_open();
+        match kernel.control.restart() {
+            Ok(generation) => {
+                self.kernel_generation = Some(generation);
+                true
+            }
+            // The next step tries again, and then begins a line of its own.
+            Err(_) => false,
+        }
     }
 
     fn resume_capture(
@@ -218,6 +240,7 @@ impl Engine {
         let status = kernel.control.status();
         let restarted = status.generation_start > position;
         if restarted {
+            self.close_batch();
             self.generation = self.generation.saturating_add(1);
             self.inflight.clear();
             self.kernel_generation = None;
@@ -236,14 +259,16 @@ impl Engine {
             if welcome.open_gap_disks.contains(&disk.id.0) {
                 disk.gap_from =
                     Some(disk.gap_from.unwrap_or(welcome.durable.as_ref().map_or(1, |at| at.lsn)));
-            } else if (pending || stray || restarted) && disk.gap_from.is_none() {
-                to_start.push((slot, config.fresh, config.cause));
+            }
+            // A new generation begins with a line, whatever is open already.
+            if restarted || (pending || stray) && disk.gap_from.is_none() {
+                to_start.push((slot, config.fresh || disk.gap_from.is_some(), config.fresh, config.cause));
             }
         }
         let from = self.clean_lsn.saturating_add(1);
-        for (slot, fresh, cause) in to_start {
+        for (slot, dated, fresh, cause) in to_start {
             let cause = if fresh { cause } else { GapCause::SplitterRestarted };
-            let from = if fresh { self.lsn.saturating_add(1) } else { from };
+            let from = if dated { self.lsn.saturating_add(1) } else { from };
             self.start_line(
                 kernel.dirty,
                 &[slot],

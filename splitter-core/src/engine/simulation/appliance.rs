@@ -88,6 +88,10 @@ impl Appliance {
             if from != capture && frame.generation <= before.generation {
                 return Err("a new capture without a new generation".into());
             }
+            let line = matches!(frame.body, Some(Body::LineStart(_)));
+            if frame.generation > before.generation && !line {
+                return Err("a new generation that does not begin with a line".into());
+            }
             if frame.generation < before.generation {
                 return Err("the generation went back".into());
             }

@@ -76,7 +76,8 @@ impl Pinned {
             consumer: 0,
             size,
             status: KernelStatus {
-                mode: Mode::Full,
+                // As the tap is when it was loaded.
+                mode: Mode::DirtyOnly,
                 generation: 1,
                 generation_start: 0,
                 cause: GapCause::Unspecified,

@@ -10,6 +10,7 @@ mod kernel;
 mod random;
 mod world;
 
+use tidemark_proto::v1::GapCause;
 use world::{Broken, World};
 
 fn run(seed: u64, broken: Broken) -> Result<world::Totals, String> {
@@ -39,6 +40,14 @@ fn every_point_outside_gaps_is_exact_whatever_happens() {
         for (name, count) in totals.counts() {
             assert!(count > 50, "only {count} {name} in all seeds");
         }
+    }
+}
+
+#[test]
+fn a_first_protection_is_one_gap() {
+    for seed in 0..50 {
+        let lines = World::new(seed, Broken::Nothing).first_lines().unwrap();
+        assert_eq!(lines, [GapCause::InitialCopy], "seed {seed}");
     }
 }
 

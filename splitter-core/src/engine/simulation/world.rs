@@ -166,6 +166,16 @@ impl World {
         Ok(self.totals)
     }
 
+    /// Causes of the lines of a first protection of quiet disks, until it is done.
+    pub(super) fn first_lines(mut self) -> Result<Vec<GapCause>, String> {
+        self.quiesce()?;
+        let causes = self.appliance.frames.iter().filter_map(|(frame, _)| match &frame.body {
+            Some(Body::LineStart(line)) => Some(line.cause()),
+            _ => None,
+        });
+        Ok(causes.collect())
+    }
+
     // ---- the guest -------------------------------------------------------------------------------------------
 
     fn guest(&mut self, busy: u64) {
