@@ -139,7 +139,13 @@ impl Engine {
             Some(_) => {}
             None => self.kernel_generation = Some(unit.generation),
         }
-        let Some(disk_id) = self.disks.get(&place.slot).map(|disk| disk.id.0) else { return Ok(None) };
+        let Some(disk) = self.disks.get(&place.slot) else { return Ok(None) };
+        let (disk_id, size_bytes) = (disk.id.0, disk.size_bytes);
+        let end_bytes = place.start_sector.saturating_add(place.sectors).saturating_mul(SECTOR_BYTES);
+        if place.sectors > 0 && end_bytes > size_bytes {
+            // The disk grew and nobody has said so yet: what was added is copied once it is known.
+            return Ok(self.unseen_issue(place, GapCause::UnseenWrite));
+        }
         let bytes = issue.parts.length();
         let expected =
             if issue.kind == WriteKind::Data { place.sectors.saturating_mul(SECTOR_BYTES) } else { 0 };

@@ -3,7 +3,10 @@
 use tidemark_proto::limits::{CHECKSUM_PIECE_BYTES, FRAME_MAX_ENTRIES, FRAME_TARGET_BYTES};
 use tidemark_proto::v1::{WriteEntry, WriteKind, Writes};
 
-use crate::capture::Issue;
+use crate::capture::{Issue, flags};
+
+/// Bits of `WriteEntry.flags` that have a meaning; the appliance refuses others.
+const FLAGS_KNOWN: u32 = flags::FUA | flags::PREFLUSH | flags::SECURE_ERASE;
 
 /// The writes of the frame being filled. The payload is copied from the ring once; its checksums are taken from the
 /// copy while that is still in the processor's cache.
@@ -35,12 +38,15 @@ impl Batch {
             self.first_lsn = lsn;
             self.boottime_us = time_us;
         }
+        // A flush has no place, whatever the request says.
+        let (start_sector, sectors) =
+            if issue.kind == WriteKind::Flush { (0, 0) } else { (issue.start_sector, issue.sectors) };
         self.entries.push(WriteEntry {
             disk_id,
             kind: issue.kind.into(),
-            start_sector: issue.start_sector,
-            sectors: issue.sectors,
-            flags: issue.flags,
+            start_sector,
+            sectors,
+            flags: issue.flags & FLAGS_KNOWN,
             time_delta_us: time_us.saturating_sub(self.boottime_us),
         });
         if issue.kind == WriteKind::Data {

@@ -78,6 +78,19 @@ impl InFlight {
         self.places.retain(|(place, _, _), ()| *place != slot);
     }
 
+    /// Forgets requests issued before a ring position.
+    pub(super) fn forget_before(&mut self, position: u64) {
+        let old: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| request.position < position)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in old {
+            self.remove(key);
+        }
+    }
+
     /// Requests that touch a sector range.
     pub(super) fn touching(
         &self,
@@ -140,6 +153,8 @@ mod tests {
         assert_eq!(set.oldest(0), Some(10));
         assert_eq!(set.oldest(11), Some(20));
         set.remove(1);
+        set.forget_before(20);
+        assert_eq!(set.oldest(0), Some(20), "what was issued at the position stays");
         set.forget_disk(Slot(0));
         assert_eq!(set.oldest(0), None);
     }

@@ -1,5 +1,6 @@
 //! Misses, lines and generations: one mechanism for everything that was not captured.
 
+use tidemark_proto::limits::TEXT_MAX_BYTES;
 use tidemark_proto::v1::{GapCause, LineEnd, LineStart, Resize, frame::Body};
 
 use super::core::{Engine, EngineError, Kernel, Notice};
@@ -53,8 +54,9 @@ impl Engine {
         slots: &[Slot],
         cause: GapCause,
         gap_from: u64,
-        detail: String,
+        mut detail: String,
     ) {
+        detail.truncate(detail.floor_char_boundary(TEXT_MAX_BYTES));
         self.close_batch();
         if !slots.iter().any(|slot| self.disks.contains_key(slot)) {
             return;

@@ -244,8 +244,12 @@ impl Engine {
             self.generation = self.generation.saturating_add(1);
             self.inflight.clear();
             self.kernel_generation = None;
-        } else if status.mode == Mode::Full {
-            self.kernel_generation = Some(status.generation);
+        } else {
+            // Completions of an older generation may have fallen into its dirty-only time, without a record.
+            self.inflight.forget_before(status.generation_start);
+            if status.mode == Mode::Full {
+                self.kernel_generation = Some(status.generation);
+            }
         }
         let mut to_start = Vec::new();
         for config in disks {

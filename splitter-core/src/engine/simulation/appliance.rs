@@ -13,11 +13,22 @@ pub(super) struct Appliance {
     durable: usize,
     lsn: u64,
     check_chain: bool,
+    /// Size of each disk in the first hello.
+    first_bytes: u64,
 }
 
 impl Appliance {
-    pub(super) fn new(check_chain: bool) -> Self {
-        Self { check_chain, ..Self::default() }
+    pub(super) fn new(check_chain: bool, first_bytes: u64) -> Self {
+        Self { check_chain, first_bytes, ..Self::default() }
+    }
+
+    /// Bytes of a disk as the journal knows it.
+    pub(super) fn size_of(&self, disk_id: u32) -> u64 {
+        let resized = |frame: &Frame| match &frame.body {
+            Some(Body::Resize(resize)) if resize.disk_id == disk_id => Some(resize.size_bytes),
+            _ => None,
+        };
+        self.frames.iter().rev().find_map(|(frame, _)| resized(frame)).unwrap_or(self.first_bytes)
     }
 
     fn position(&self, count: usize) -> StreamPosition {
@@ -132,6 +143,12 @@ impl Appliance {
         let sums: Vec<u32> = payload.chunks(4096).map(crc32c::crc32c).collect();
         if bytes != payload.len() || sums != *crcs || entries.is_empty() {
             return Err("payload, table and checksums do not fit".into());
+        }
+        for entry in entries {
+            let end = (entry.start_sector + u64::from(entry.sectors)) * 512;
+            if entry.disk_id == 0 || end > self.size_of(entry.disk_id) {
+                return Err(format!("{entry:?} is beyond the disk"));
+            }
         }
         Ok(())
     }

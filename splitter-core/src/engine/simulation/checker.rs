@@ -64,6 +64,8 @@ struct Journal<'a> {
     base: HashMap<u64, Vec<Layer<'a>>>,
     /// Per disk, half-open.
     gaps: Vec<Vec<(u64, u64)>>,
+    /// LSN → disk and its size in sectors from there on.
+    resizes: HashMap<u64, (usize, usize)>,
     last_lsn: u64,
 }
 
@@ -83,6 +85,10 @@ impl<'a> Journal<'a> {
                 Body::Base(base) => {
                     let blocks = layers(&base.entries, &base.payload);
                     journal.base.entry(base.line_lsn).or_default().extend(blocks);
+                }
+                Body::Resize(resize) => {
+                    let sectors = resize.size_bytes as usize / 512;
+                    journal.resizes.insert(resize.lsn, (resize.disk_id as usize - 1, sectors));
                 }
                 Body::LineStart(line) => {
                     for id in &line.disk_ids {
@@ -119,11 +125,13 @@ pub(super) fn check(
     frames: &[(Frame, Vec<u8>)],
     moments: &HashMap<u64, Moment>,
     quiet: &Image,
+    first_sectors: usize,
 ) -> Result<u64, String> {
     let journal = Journal::read(frames);
     let mut image: Image = vec![vec![0; SECTORS]; DISKS];
     let mut checked = 0;
     let mut last_index = 0;
+    let mut sizes = [first_sectors; DISKS];
     for lsn in 1..=journal.last_lsn {
         let write = journal.writes.get(&lsn);
         if let Some((_, layer)) = write {
@@ -131,6 +139,9 @@ pub(super) fn check(
         }
         for layer in journal.base.get(&lsn).into_iter().flatten() {
             layer.apply(&mut image);
+        }
+        if let Some((slot, sectors)) = journal.resizes.get(&lsn) {
+            sizes[*slot] = *sectors;
         }
         let Some((id, _)) = write else { continue };
         let moment =
@@ -144,7 +155,9 @@ pub(super) fn check(
                 continue;
             }
             checked += 1;
-            if let Some(sector) = (0..SECTORS).find(|sector| !moment.legal(slot, *sector, sectors[*sector])) {
+            if let Some(sector) =
+                (0..sizes[slot]).find(|sector| !moment.legal(slot, *sector, sectors[*sector]))
+            {
                 return Err(format!(
                     "LSN {lsn} (write {id}), disk {slot}, sector {sector}: the view holds {}, the disk {}",
                     sectors[sector], moment.disks[slot][sector]
@@ -155,6 +168,9 @@ pub(super) fn check(
     for slot in 0..DISKS {
         if journal.in_gap(slot, journal.last_lsn) {
             return Err(format!("disk {slot}: the gap never ended"));
+        }
+        if sizes[slot] != SECTORS {
+            return Err(format!("disk {slot}: the journal never heard that it grew"));
         }
         if let Some(sector) = (0..SECTORS).find(|sector| image[slot][*sector] != quiet[slot][*sector]) {
             return Err(format!(

@@ -59,6 +59,8 @@ pub(super) struct Pinned {
     consumer: u64,
     size: u64,
     pub(super) status: KernelStatus,
+    /// Blocks of each disk as its maps have them.
+    pub(super) blocks: usize,
     pub(super) dirty: Vec<Vec<bool>>,
     pub(super) pending: Vec<Vec<bool>>,
     /// Silent misses: all, as last reported, and as accepted.
@@ -68,7 +70,7 @@ pub(super) struct Pinned {
 pub(super) type Shared = Rc<RefCell<Pinned>>;
 
 impl Pinned {
-    pub(super) fn new(number: u8, size: u64) -> Shared {
+    pub(super) fn new(number: u8, size: u64, blocks: usize) -> Shared {
         Rc::new(RefCell::new(Self {
             id: CaptureId([number; 16]),
             records: VecDeque::new(),
@@ -83,6 +85,7 @@ impl Pinned {
                 cause: GapCause::Unspecified,
                 drops: 0,
             },
+            blocks,
             dirty: vec![vec![false; BLOCKS]; DISKS],
             pending: vec![vec![false; BLOCKS]; DISKS],
             missed: [0; 3],
@@ -90,7 +93,7 @@ impl Pinned {
     }
 
     pub(super) fn mark_dirty(&mut self, write: &Write) {
-        for block in write.range().start..write.range().end {
+        for block in write.range().start..write.range().end.min(self.blocks as u64) {
             self.dirty[write.slot][block as usize] = true;
         }
     }
@@ -310,7 +313,8 @@ impl DirtyMaps for FakeMaps {
         Ok(())
     }
     fn mark(&mut self, slot: Slot, range: BlockRange) -> Result<(), MapError> {
-        for block in range.start..range.end.min(BLOCKS as u64) {
+        let blocks = self.blocks(slot);
+        for block in range.start..range.end.min(blocks) {
             self.0.borrow_mut().pending[slot.0 as usize][block as usize] = true;
         }
         Ok(())
@@ -334,6 +338,6 @@ impl DirtyMaps for FakeMaps {
         self.0.borrow().pending[slot.0 as usize].iter().filter(|bit| **bit).count() as u64
     }
     fn blocks(&self, _slot: Slot) -> u64 {
-        BLOCKS as u64
+        self.0.borrow().blocks as u64
     }
 }

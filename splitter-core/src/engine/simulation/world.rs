@@ -42,10 +42,11 @@ pub(super) struct Totals {
     late_units: u64,
     markers: u64,
     lines: u64,
+    growths: u64,
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 13] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 14] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -60,6 +61,7 @@ impl Totals {
             ("late units", self.late_units),
             ("markers", self.markers),
             ("lines", self.lines),
+            ("growths", self.growths),
         ]
     }
 
@@ -77,6 +79,7 @@ impl Totals {
         self.late_units += other.late_units;
         self.markers += other.markers;
         self.lines += other.lines;
+        self.growths += other.growths;
     }
 }
 
@@ -108,8 +111,13 @@ pub(super) struct World {
     /// A unit of the slow CPU whose program has begun: its write and the generation it saw.
     slow: Option<(Write, u32, bool)>,
     pinned: Shared,
+    /// Blocks of each disk now, and at the beginning: disks grow once.
+    blocks: usize,
+    first_blocks: usize,
     captures: u8,
     ring_bytes: u64,
+    /// Misses are ten times as rare: more points outside gaps.
+    calm: bool,
     splitter: Splitter,
     appliance: Appliance,
     to_appliance: VecDeque<Frame>,
@@ -123,8 +131,10 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, broken: Broken) -> Self {
         let mut random = Random::new(seed);
-        let ring_bytes = [4 << 10, 8 << 10, 64 << 10][random.index(3)];
-        let pinned = Pinned::new(1, ring_bytes);
+        let calm = random.chance(500);
+        let ring_bytes = if calm { 64 << 10 } else { [4 << 10, 8 << 10, 64 << 10][random.index(3)] };
+        let first_blocks = if random.chance(500) { BLOCKS } else { BLOCKS - 3 };
+        let pinned = Pinned::new(1, ring_bytes, first_blocks);
         let mut disks: Image = vec![vec![0; SECTORS]; DISKS];
         for sector in disks.iter_mut().flatten() {
             *sector = if random.chance(500) { random.below(1000) + 1 } else { 0 };
@@ -138,8 +148,11 @@ impl World {
             splitter: Splitter::new(&pinned),
             pinned,
             captures: 1,
+            calm,
             ring_bytes,
-            appliance: Appliance::new(broken == Broken::Nothing),
+            appliance: Appliance::new(broken == Broken::Nothing, first_blocks as u64 * 4096),
+            blocks: first_blocks,
+            first_blocks,
             to_appliance: VecDeque::new(),
             to_splitter: VecDeque::new(),
             moments: HashMap::new(),
@@ -159,9 +172,16 @@ impl World {
             if self.random.chance(trouble) {
                 self.trouble();
             }
+            if self.random.chance(5) {
+                self.blocks = BLOCKS;
+            }
+            if self.random.chance(30) {
+                self.notice_growth()?;
+            }
         }
         self.quiesce()?;
-        self.totals.points = check(&self.appliance.frames, &self.moments, &self.disks)?;
+        self.totals.points =
+            check(&self.appliance.frames, &self.moments, &self.disks, self.first_blocks * 8)?;
         self.totals.drops += self.pinned.borrow().status.drops;
         Ok(self.totals)
     }
@@ -174,6 +194,24 @@ impl World {
             _ => None,
         });
         Ok(causes.collect())
+    }
+
+    /// The daemon finds that the disks have another size than it knew.
+    fn notice_growth(&mut self) -> Result<(), String> {
+        if !self.splitter.engine.attached || !self.splitter.connected {
+            return Ok(());
+        }
+        self.pinned.borrow_mut().blocks = self.blocks;
+        for disk in 0..DISKS as u16 {
+            let size_bytes = self.blocks as u64 * 4096;
+            if self.splitter.engine.disks.get(&Slot(disk)).is_some_and(|known| known.size_bytes != size_bytes)
+            {
+                self.totals.growths += 1;
+                self.with_engine(|engine, kernel| engine.resize_disk(kernel, Slot(disk), size_bytes))
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     // ---- the guest -------------------------------------------------------------------------------------------
@@ -193,6 +231,11 @@ impl World {
         }
     }
 
+    /// A chance of a miss.
+    fn mishap(&mut self, per_mille: u64) -> bool {
+        self.random.chance(per_mille) && (!self.calm || self.random.chance(100))
+    }
+
     fn make_write(&mut self) -> Write {
         let id = self.next_id;
         self.next_id += 1;
@@ -206,7 +249,7 @@ impl World {
         };
         let sectors = if kind == WriteKind::Flush { 0 } else { 1 + self.random.index(10) };
         // Overlaps happen, but not all the time.
-        let mut start = self.random.index(SECTORS - 10);
+        let mut start = self.random.index(self.blocks * 8 - 10);
         let slot = self.random.index(DISKS);
         for _ in 0..8 {
             let clash = self.flying.iter().any(|other| {
@@ -214,11 +257,11 @@ impl World {
                     && other.write.start < start + sectors
                     && start < other.write.start + other.write.sectors
             });
-            if !clash || self.random.chance(60) {
+            if !clash || self.mishap(60) {
                 self.totals.overlaps += u64::from(clash);
                 break;
             }
-            start = self.random.index(SECTORS - 10);
+            start = self.random.index(self.blocks * 8 - 10);
         }
         Write { id, request, slot, kind, start, sectors }
     }
@@ -237,7 +280,7 @@ impl World {
             let old = self.flying.swap_remove(*index);
             return self.issue(Write { id: write.id, ..old.write });
         }
-        if self.random.chance(4) {
+        if self.mishap(4) {
             self.totals.silent_misses += 1;
             self.pinned.borrow_mut().missed[0] += u64::from(self.broken != Broken::SilentMiss);
             self.flying.push(Flying { write, silent: true, unseen: true, requeued: false });
@@ -308,12 +351,9 @@ impl World {
             return;
         }
         self.flying.swap_remove(index);
-        let failed = !silent && self.random.chance(15);
-        let short = !silent
-            && !failed
-            && write.sectors > 0
-            && write.kind == WriteKind::Data
-            && self.random.chance(10);
+        let failed = !silent && self.mishap(15);
+        let short =
+            !silent && !failed && write.sectors > 0 && write.kind == WriteKind::Data && self.mishap(10);
         self.totals.failed_writes += u64::from(failed || short);
         if !failed || self.random.chance(500) {
             let sectors = write.sectors - usize::from(short);
@@ -461,7 +501,7 @@ impl World {
             .map(|slot| DiskConfig {
                 slot: Slot(slot),
                 id: DiskId(u32::from(slot) + 1),
-                size_bytes: (BLOCKS * 4096) as u64,
+                size_bytes: self.appliance.size_of(u32::from(slot) + 1),
                 fresh: false,
                 cause,
             })
@@ -469,7 +509,7 @@ impl World {
         self.with_engine(|engine, kernel| engine.welcomed(kernel, &welcome, &configs, now_us))
             .map_err(|error| error.to_string())?;
         self.splitter.connected = true;
-        Ok(())
+        self.notice_growth()
     }
 
     // ---- what goes wrong ---------------------------------------------------------------------------------------
@@ -524,11 +564,11 @@ impl World {
         self.slow = None;
         self.totals.drops += self.pinned.borrow().status.drops;
         for _ in 0..self.random.below(5) {
-            let (slot, sector) = (self.random.index(DISKS), self.random.index(SECTORS));
+            let (slot, sector) = (self.random.index(DISKS), self.random.index(self.blocks * 8));
             self.disks[slot][sector] = self.random.below(1000) + 1;
         }
         self.captures += 1;
-        self.pinned = Pinned::new(self.captures, self.ring_bytes);
+        self.pinned = Pinned::new(self.captures, self.ring_bytes, self.blocks);
         self.kill_splitter();
     }
 
@@ -548,8 +588,10 @@ impl World {
                 self.complete(index);
             }
         }
+        self.blocks = BLOCKS;
         for _ in 0..20_000 {
             self.pump()?;
+            self.notice_growth()?;
             self.now_us += 10_000;
             if self.quiet() {
                 self.appliance.commit();
