@@ -45,8 +45,10 @@ pub fn large() -> bool {
 /// # Errors
 /// When it is not built.
 pub fn program(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("a test program lies in target/PROFILE/deps")?;
+    let this = std::env::current_exe()?;
+    // A test lies in target/PROFILE/deps, a program in target/PROFILE.
+    let folder = this.ancestors().skip(1).find(|folder| !folder.ends_with("deps"));
+    let folder = folder.context("a program lies in a folder")?;
     let path = folder.join(name);
     ensure!(
         path.exists(),
