@@ -266,12 +266,12 @@ impl Bench {
     /// Views against a plain file with the same content.
     fn recovery(&mut self) -> Result<()> {
         say("recovery");
-        let raw = self.folder.join("restored");
+        let raw = self.site.path().join("restored");
         let started = Instant::now();
         let raw_text = raw.display().to_string();
         self.site.cli(&["recover", VM, "--at", "latest", "--disk", "disk-1", "--to", &raw_text])?;
         let restore = started.elapsed().as_secs_f64();
-        let copy = self.folder.join("copy");
+        let copy = self.site.path().join("copy");
         let started = Instant::now();
         output_of(Command::new("cp").args(["--sparse=never"]).arg(&raw).arg(&copy))?;
         output_of(Command::new("sync").arg(&copy))?;
