@@ -49,12 +49,19 @@ impl Row {
 }
 
 /// Rows in the order they were measured.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Table {
     rows: Vec<Row>,
+    judged: bool,
 }
 
 impl Table {
+    /// An empty table. Goals are judged only where the run is large enough to judge them.
+    #[must_use]
+    pub fn new(judged: bool) -> Self {
+        Self { rows: Vec::new(), judged }
+    }
+
     /// Adds a row with its baseline, what the baseline is, and the goal.
     pub fn add(
         &mut self,
@@ -82,7 +89,7 @@ impl fmt::Display for Table {
                 row.name,
                 row.figure,
                 row.unit,
-                row.verdict()
+                if self.judged { row.verdict() } else { "not judged at this size".to_owned() }
             )?;
         }
         Ok(())
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_row_says_its_ratio_and_whether_the_goal_was_reached() {
-        let mut table = Table::default();
+        let mut table = Table::new(true);
         table.add("writes", "1/s", 85.0, Some(("no tap", 100.0)), Goal::RatioAtLeast(0.8));
         table.add("latency", "us", 130.0, Some(("no tap", 100.0)), Goal::RatioAtMost(1.1));
         table.add("lag", "ms", 500.0, None, Goal::AtMost(1000.0));

@@ -83,7 +83,7 @@ impl Bench {
         let sizes = if smoke { SMOKE } else { FULL };
         let site = Site::start("bench")?;
         let disk = LoopDisk::create(&folder.join("disk"), sizes.disk_bytes)?;
-        let mut bench = Self { sizes, table: Table::default(), site, disk, folder, _remove: remove };
+        let mut bench = Self { sizes, table: Table::new(!smoke), site, disk, folder, _remove: remove };
         bench.capture()?;
         bench.sustained()?;
         bench.lag()?;
