@@ -12,7 +12,7 @@ pub struct DiskConfig {
     pub slot: Slot,
     /// As assigned by the appliance.
     pub id: DiskId,
-    /// Bytes.
+    /// Bytes it has now; where the welcome names another size, a resize follows in the stream.
     pub size_bytes: u64,
     /// Capture of this disk began anew: every block is to be copied.
     pub fresh: bool,

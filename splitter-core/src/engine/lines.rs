@@ -284,7 +284,7 @@ impl Engine {
         self.copy.forget_disk(slot);
     }
 
-    /// The disk's size changed. What was added is copied.
+    /// The disk's size changed, and its dirty maps with it. What was added is copied. The same size is no change.
     ///
     /// # Errors
     /// When its dirty map is not accessible.
@@ -295,7 +295,9 @@ impl Engine {
         size_bytes: u64,
     ) -> Result<(), EngineError> {
         self.look(kernel.ring);
-        let Some(disk) = self.disks.get_mut(&slot) else { return Ok(()) };
+        let Some(disk) = self.disks.get_mut(&slot).filter(|disk| disk.size_bytes != size_bytes) else {
+            return Ok(());
+        };
         let (disk_id, old_bytes) = (disk.id.0, disk.size_bytes);
         disk.size_bytes = size_bytes;
         self.close_batch();

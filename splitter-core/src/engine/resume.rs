@@ -49,6 +49,12 @@ fn chain_of(position: &StreamPosition) -> Result<ChainHash, Refusal> {
     Ok(ChainHash(chain))
 }
 
+/// The size that the journal has for a disk; no entry may lie beyond it before a resize.
+fn journaled_bytes(welcome: &Welcome, config: &DiskConfig) -> u64 {
+    let told = welcome.disks.iter().find(|disk| disk.disk_id == config.id.0 && disk.size_bytes > 0);
+    told.map_or(config.size_bytes, |disk| disk.size_bytes)
+}
+
 impl Engine {
     /// The appliance welcomed the stream. `disks` are those of the hello with the ids of the welcome.
     ///
@@ -79,7 +85,7 @@ impl Engine {
             self.window.grant(welcome.window_bytes);
             self.window.rewind();
             self.connected = true;
-            self.introduce(kernel, disks)?;
+            self.introduce(kernel, welcome, disks)?;
             return Ok(Resumed::Connection);
         } else if same_capture {
             Resumed::Process
@@ -98,7 +104,10 @@ impl Engine {
         self.clean_lsn =
             if welcome.clean_lsn == 0 { durable.lsn } else { welcome.clean_lsn.min(durable.lsn) };
         self.kernel_generation = None;
-        self.disks = disks.iter().map(|disk| (disk.slot, Disk::new(disk.id, disk.size_bytes))).collect();
+        self.disks = disks
+            .iter()
+            .map(|disk| (disk.slot, Disk::new(disk.id, journaled_bytes(welcome, disk))))
+            .collect();
         if resumed == Resumed::Process {
             self.resume_capture(kernel, welcome, &durable, disks)?;
         } else {
@@ -106,6 +115,7 @@ impl Engine {
         }
         self.attached = true;
         self.connected = true;
+        self.introduce(kernel, welcome, disks)?;
         Ok(resumed)
     }
 
@@ -129,12 +139,19 @@ impl Engine {
         })
     }
 
-    /// Adds the disks not known yet.
-    fn introduce(&mut self, kernel: &mut Kernel<'_>, disks: &[DiskConfig]) -> Result<(), EngineError> {
+    /// Adds the disks not known yet, and says where one has another size than the journal knows.
+    fn introduce(
+        &mut self,
+        kernel: &mut Kernel<'_>,
+        welcome: &Welcome,
+        disks: &[DiskConfig],
+    ) -> Result<(), EngineError> {
         for config in disks {
             if !self.disks.contains_key(&config.slot) {
-                self.add_disk(kernel, config)?;
+                let size_bytes = journaled_bytes(welcome, config);
+                self.add_disk(kernel, &DiskConfig { size_bytes, ..*config })?;
             }
+            self.resize_disk(kernel, config.slot, config.size_bytes)?;
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use tidemark_proto::chain;
 use tidemark_proto::ids::ChainHash;
-use tidemark_proto::v1::{Frame, LineStart, StreamPosition, Welcome, frame::Body};
+use tidemark_proto::v1::{Disk, Frame, LineStart, StreamPosition, Welcome, frame::Body};
 
 use super::kernel::DISKS;
 
@@ -82,6 +82,9 @@ impl Appliance {
             heartbeat_ms: 5,
             open_gap_disks: (1..=DISKS as u32).filter(|id| open[*id as usize - 1]).collect(),
             clean_lsn: self.clean_lsn(),
+            disks: (1..=DISKS as u32)
+                .map(|disk_id| Disk { disk_id, size_bytes: self.size_of(disk_id), ..Disk::default() })
+                .collect(),
             ..Welcome::default()
         }
     }

@@ -495,13 +495,14 @@ impl World {
             self.appliance.commit();
         }
         let welcome = self.appliance.welcome(window);
+        self.pinned.borrow_mut().blocks = self.blocks;
         let known = welcome.durable.as_ref().is_some_and(|durable| durable.seq > 0);
         let cause = if known { GapCause::CaptureRestarted } else { GapCause::InitialCopy };
         let configs: Vec<DiskConfig> = (0..DISKS as u16)
             .map(|slot| DiskConfig {
                 slot: Slot(slot),
                 id: DiskId(u32::from(slot) + 1),
-                size_bytes: self.appliance.size_of(u32::from(slot) + 1),
+                size_bytes: self.blocks as u64 * 4096,
                 fresh: false,
                 cause,
             })
@@ -509,7 +510,7 @@ impl World {
         self.with_engine(|engine, kernel| engine.welcomed(kernel, &welcome, &configs, now_us))
             .map_err(|error| error.to_string())?;
         self.splitter.connected = true;
-        self.notice_growth()
+        Ok(())
     }
 
     // ---- what goes wrong ---------------------------------------------------------------------------------------
