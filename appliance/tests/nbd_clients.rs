@@ -373,3 +373,66 @@ fn leftovers_of_a_killed_process_are_removed() {
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
     assert_eq!(dir.metadata().unwrap().permissions().mode() & 0o777, 0o700);
 }
+
+/// A raw file, as `qemu-nbd` serves it.
+struct Plain(std::fs::File, u64);
+
+impl ExportSource for Plain {
+    fn size(&self) -> u64 {
+        self.1
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.0, buffer, offset)
+    }
+    fn extents(&self, _offset: u64, length: u64) -> io::Result<Vec<SourceExtent>> {
+        Ok(vec![SourceExtent { length, zero: false }])
+    }
+}
+
+/// Not part of the gate: `cargo test --release --test nbd_clients -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, to be run on a quiet machine"]
+fn sequential_reads_against_qemu_nbd() {
+    const BYTES: u64 = 1 << 30;
+    let server = Server::start();
+    let plain = server.file("plain.raw");
+    let mut file = std::fs::File::create(&plain).unwrap();
+    let block: Vec<u8> = Ram::new(1).0.into_iter().filter(|byte| *byte != 0).collect();
+    let mut written = 0;
+    while written < BYTES {
+        let now = block.len().min(usize::try_from(BYTES - written).unwrap());
+        file.write_all(&block[..now]).unwrap();
+        written += now as u64;
+    }
+    drop(file);
+    let source = Plain(std::fs::File::open(&plain).unwrap(), BYTES);
+    let started = server.exports.start_source("v", "disk-1", 1, Arc::new(source), "");
+    let info = server.runtime.block_on(started).unwrap();
+    let socket = server.file("qemu.sock");
+    let qemu = ["-r", "-t", "-f", "raw", "-e", "8", "-k", &socket, &plain];
+    let Ok(mut qemu) = Command::new("qemu-nbd").args(qemu).spawn() else {
+        eprintln!("SKIPPED: qemu-nbd is not installed");
+        return;
+    };
+    while !Path::new(&socket).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let theirs = format!("nbd+unix:///?socket={socket}");
+    for arguments in [&[][..], &["--connections=1"]] {
+        let mut best = [f64::MAX; 2];
+        for _ in 0..4 {
+            for (best, uri) in best.iter_mut().zip([&info.uri, &theirs]) {
+                let started = std::time::Instant::now();
+                succeed("nbdcopy", &[arguments, &[uri, "null:"]].concat());
+                *best = best.min(started.elapsed().as_secs_f64());
+            }
+        }
+        let [ours, theirs] = best.map(|seconds| (BYTES as f64) / seconds / 1e6);
+        eprintln!(
+            "nbdcopy {arguments:?}: ours {ours:.0} MB/s, qemu-nbd {theirs:.0} MB/s, ratio {:.2}",
+            ours / theirs
+        );
+    }
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+}

@@ -312,8 +312,9 @@ mod tests {
         let mut one = negotiation(Security::Local);
         for _ in 0..100_000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            let data: Vec<u8> =
-                (0..(seed >> 58)).map(|at| (seed.rotate_left(at as u32 * 7) as u8) & 15).collect();
+            let data: Vec<u8> = (0..u32::from(seed.to_be_bytes()[0] >> 2))
+                .map(|at| seed.rotate_left(at * 7).to_le_bytes()[0] & 15)
+                .collect();
             let _ = ask_any(&mut one, (seed >> 32) as u32 % 13, &data);
         }
         fn ask_any(one: &mut Negotiation<'_>, code: u32, data: &[u8]) -> Step {

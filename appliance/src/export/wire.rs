@@ -344,11 +344,8 @@ mod tests {
                 *seed ^= *seed >> 7;
                 *seed ^= *seed << 17;
                 // Many small numbers: lengths that nearly fit are the interesting ones.
-                if *seed & 3 == 0 {
-                    (*seed >> 40) as u8
-                } else {
-                    (*seed >> 60) as u8 & 7 & ((*seed >> 50) as u8)
-                }
+                let bytes = seed.to_be_bytes();
+                if *seed & 3 == 0 { bytes[2] } else { bytes[0] & bytes[1] & 7 }
             })
             .collect()
     }
