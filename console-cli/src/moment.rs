@@ -16,10 +16,11 @@ pub(crate) fn local(time_us: u64) -> String {
 }
 
 fn local_in(time_us: u64, zone: TimeZone) -> String {
-    timestamp(time_us).map_or_else(
-        || "-".to_owned(),
-        |time| time.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%.6f%:z").to_string(),
-    )
+    let Some(time) = timestamp(time_us) else { return "-".to_owned() };
+    let time = time.to_zoned(zone);
+    // UTC has a shorter name than an offset of nothing.
+    let format = if time.offset().is_zero() { "%Y-%m-%dT%H:%M:%S%.6fZ" } else { "%Y-%m-%dT%H:%M:%S%.6f%:z" };
+    time.strftime(format).to_string()
 }
 
 /// RFC 3339 in UTC for JSON; absent when unknown.
@@ -52,6 +53,7 @@ mod tests {
             assert_eq!(When::parse(&local_in(time_us, zone.clone()), &zone), Ok(means.clone()));
             assert_eq!(When::parse(&json(time_us).unwrap(), &zone), Ok(means));
         }
+        assert_eq!(local_in(1_500_000, TimeZone::UTC), "1970-01-01T00:00:01.500000Z");
         assert_eq!((local(0), json(0)), ("-".to_owned(), None));
         assert_eq!(json(u64::MAX), None);
     }
