@@ -80,17 +80,17 @@ impl Administrator {
         Ok(ConsoleClient::new(self.channel(Some((certificate, key))).await?))
     }
 
-    /// The content of a VM's first disk at an LSN.
+    /// The content of a VM's disk number `disk` (from 0) at an LSN, read from a view as `recover` and `mount` do.
     ///
     /// # Errors
     /// When the point is refused or the view cannot be read.
-    pub async fn image(&self, vm: &str, lsn: u64) -> Result<Vec<u8>> {
+    pub async fn image(&self, vm: &str, disk: usize, lsn: u64) -> Result<Vec<u8>> {
         let mut console = self.console().await?;
         let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
         let request = OpenViewRequest { vm: vm.to_owned(), at, disk: String::new() };
         let mut lease = console.open_view(request).await?.into_inner();
         let view = lease.message().await?.context("the view is described")?;
-        let disk = view.disks.first().context("the view has a disk")?;
+        let disk = view.disks.get(disk).context("the view has that disk")?;
         let request = ReadViewRequest {
             view_id: view.view_id.clone(),
             disk: disk.id.clone(),

@@ -79,7 +79,7 @@ fn a_killed_appliance_keeps_what_it_acknowledged() {
     let points = if large() { 2000 } else { 120 };
     for number in 0..points {
         let lsn = if number == 0 { last } else { random.random_range(LSNS_BEFORE..=last) };
-        let image = runtime.block_on(splitter.administrator().image(VM, lsn)).unwrap();
+        let image = runtime.block_on(splitter.administrator().image(VM, 0, lsn)).unwrap();
         checker
             .check_prefix(&image, lsn - LSNS_BEFORE)
             .unwrap_or_else(|error| panic!("at LSN {lsn}: {error}"));

@@ -39,6 +39,7 @@ fn every_point_is_an_exact_prefix_at_queue_depth_1() {
     let options = Options {
         seed: 11,
         largest_sectors: 128,
+        zeroes_alignment_sectors: 8,
         rate: 1500,
         duration: Duration::from_secs(120),
         ..Options::default()

@@ -95,8 +95,16 @@ fn execute(command: Command) -> Result<String> {
             allow_errors,
         } => {
             let duration = Duration::from_secs(seconds);
-            let options =
-                Options { seed, queue_depth, operations, duration, largest_sectors, zeroes_percent, rate };
+            let options = Options {
+                seed,
+                queue_depth,
+                operations,
+                duration,
+                largest_sectors,
+                zeroes_percent,
+                rate,
+                ..Options::default()
+            };
             let report = run(&disk, options)?;
             let mut out = BufWriter::new(File::create(&log).context("create the log")?);
             report.history.write_to(&mut out)?;

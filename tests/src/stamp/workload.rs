@@ -37,6 +37,9 @@ pub struct Options {
     pub largest_sectors: u64,
     /// Of 100 operations, this many zero their range and as many discard it.
     pub zeroes_percent: u32,
+    /// Zeroings and discards begin and end at multiples of this many sectors. A discard that is not aligned to the
+    /// disk's granularity becomes two requests, which is fine unless requests are counted.
+    pub zeroes_alignment_sectors: u64,
     /// Most operations per second over all threads; 0: as fast as the disk takes them.
     pub rate: u64,
 }
@@ -50,6 +53,7 @@ impl Default for Options {
             duration: Duration::from_secs(10),
             largest_sectors: 2048,
             zeroes_percent: 2,
+            zeroes_alignment_sectors: 1,
             rate: 0,
         }
     }
@@ -312,6 +316,13 @@ impl Workload {
             roll if roll < 2 * self.options.zeroes_percent => Kind::Discard,
             _ => Kind::Data,
         };
+        let unit = self.options.zeroes_alignment_sectors.max(1);
+        if kind != Kind::Data && unit > 1 {
+            let start_sector = start_sector / unit * unit;
+            let sectors =
+                sectors.next_multiple_of(unit).min((self.disk_sectors - start_sector) / unit * unit);
+            return (kind, start_sector, sectors, 0);
+        }
         (kind, start_sector, sectors, random.random_range(0..8))
     }
 
