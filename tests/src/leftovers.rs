@@ -45,26 +45,38 @@ impl Undo {
                     }
                 }
             }
-            Self::Mount(path) => {
-                while is_mounted(path) {
-                    if nix::mount::umount(path.as_path()).is_err()
-                        && nix::mount::umount2(path.as_path(), nix::mount::MntFlags::MNT_DETACH).is_err()
-                    {
-                        break;
-                    }
-                }
-            }
+            Self::Mount(path) => unmount(path),
             Self::Loop { device, backing } => {
                 if backing_of(device).as_deref() == Some(backing.as_path()) {
                     let _ = Command::new("losetup").arg("-d").arg(device).status();
                 }
             }
-            Self::Pins(path) | Self::Folder(path) => {
+            Self::Pins(path) => {
+                // The splitter mounts a file system of its own there: a pinned program lives as long as that.
+                if let Ok(entries) = fs::read_dir(path) {
+                    for entry in entries.flatten() {
+                        let _ = fs::remove_dir_all(entry.path());
+                    }
+                }
+                unmount(path);
+                let _ = fs::remove_dir_all(path);
+            }
+            Self::Folder(path) => {
                 let _ = fs::remove_dir_all(path);
             }
             Self::Cgroup(path) => {
                 let _ = fs::remove_dir(path);
             }
+        }
+    }
+}
+
+fn unmount(path: &Path) {
+    while is_mounted(path) {
+        if nix::mount::umount(path).is_err()
+            && nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH).is_err()
+        {
+            break;
         }
     }
 }

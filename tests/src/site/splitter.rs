@@ -77,7 +77,7 @@ impl Splitter {
         self.command(&["enroll", "--appliance", address, "--token", token]).map(drop)
     }
 
-    /// Starts the daemon and waits until it answers `status`.
+    /// Starts the daemon and waits until it answers.
     ///
     /// # Errors
     /// When it ends or does not answer; with the end of its log.
@@ -93,7 +93,8 @@ impl Splitter {
             if let Some(status) = daemon.ended()? {
                 anyhow::bail!("the splitter ended at its start ({status}):\n{}", tail(&self.log, 15));
             }
-            if self.status().is_ok() {
+            // The command answers without a daemon, too, and says so.
+            if self.status().is_ok_and(|status| status["running"] == true) {
                 break;
             }
             ensure!(
