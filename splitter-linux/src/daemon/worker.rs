@@ -272,15 +272,6 @@ impl Worker {
         for held in &mut protection.held {
             held.fresh = false;
         }
-        // A disk that has another size than the journal knows: said in the stream before any write beyond the old end.
-        for config in &configs {
-            let known =
-                welcome.disks.iter().find(|disk| disk.disk_id == config.id.0).map(|disk| disk.size_bytes);
-            if known.is_some_and(|known| known != config.size_bytes) {
-                let resize = self.engine.resize_disk(&mut kernel, config.slot, config.size_bytes);
-                resize.map_err(|error| error.to_string())?;
-            }
-        }
         match resumed {
             Resumed::Connection => tracing::info!("session established"),
             Resumed::Process => {
