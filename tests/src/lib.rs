@@ -1,7 +1,7 @@
 //! End-to-end tests of Tidemark: oracles, the harnesses that run the real programs, and house checks.
 //!
 //! * [`stamp`]: the workload whose every sector says which write it came from, and the checker that judges an image.
-//! * [`bench`]: what benchmarks share.
+//! * [`mod@bench`]: what benchmarks share.
 //! * [`disks`]: block devices to protect, among them one with slow writes and fast reads.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.

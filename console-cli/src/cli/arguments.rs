@@ -285,7 +285,7 @@ pub(crate) struct ExportArguments {
     /// Only this disk (such as disk-1)
     #[arg(long, value_name = "ID")]
     pub(crate) disk: Option<DiskId>,
-    /// Serve over mutual TLS on the appliance's address HOST[:PORT] instead of a Unix socket
+    /// Serve over mutual TLS on the appliance's address HOST or HOST:PORT instead of a Unix socket
     #[arg(long, value_name = "ADDR")]
     pub(crate) tls: Option<String>,
     /// Where the client's credentials are written, one folder per export [default: ~/.config/tidemark/exports]

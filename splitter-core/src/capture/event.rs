@@ -95,7 +95,7 @@ pub struct Issue<'a> {
 /// A slice of the ring's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Byte offset into [`Parts::memory`].
+    /// Byte offset into the memory that [`Parts::new`] takes.
     pub offset: usize,
     /// Bytes.
     pub length: usize,
