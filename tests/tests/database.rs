@@ -43,6 +43,8 @@ fn postgres_recovers_at_unquiesced_points() {
     database.bench(&["-i", "-s", "2", "-q"]).unwrap();
     database.sql("create table commits (client int, number bigint, primary key (client, number))").unwrap();
     database.sql("create extension amcheck").unwrap();
+    // initdb does not sync what it writes; from here on the database keeps its own promises.
+    output_of(std::process::Command::new("sync").arg("-f").arg(live.path())).unwrap();
 
     let splitter = site.add_splitter(VM, &["--ring-mib", "128"]).unwrap();
     let seconds = if large() { 120 } else { 16 };

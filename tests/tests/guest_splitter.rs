@@ -65,7 +65,7 @@ fn start_splitter(site: &Site, guest: &mut Guest) {
         .sh(&format!("NO_COLOR=1 tidemark-splitter run {STATE} --ring-mib 16 >/tmp/splitter.log 2>&1 &"))
         .unwrap();
     let wait = format!(
-        "for i in $(seq 60); do tidemark-splitter status {STATE} | grep -q ': connected' && exit 0; sleep 1; done; exit 1"
+        "for i in $(seq 60); do tidemark-splitter status {STATE} | grep -qE ': (connected|running)' && exit 0; sleep 1; done; exit 1"
     );
     let outcome = guest.run(&wait, LONG).unwrap();
     let log = guest.sh("cat /tmp/splitter.log").unwrap();
@@ -105,13 +105,10 @@ fn captures_exactly(kernel: Kernel) {
     let site = Site::start("guest").unwrap();
     let mut guest = boot(kernel, "");
     start_splitter(&site, &mut guest);
-    // Stock kernels have KALLSYMS_ALL: the page address comes from there, and the self-test has agreed.
-    let log = guest.sh("cat /tmp/splitter.log").unwrap();
-    assert!(
-        log.to_lowercase().contains("kallsyms"),
-        "the way that found the page address is in the log:\n{log}"
-    );
     protect(&site, &mut guest, "/dev/vda");
+    // Stock kernels have KALLSYMS_ALL: the page address comes from the kernel's variables, and the self-test agreed.
+    let log = guest.sh("cat /tmp/splitter.log").unwrap();
+    assert!(log.contains("constant_from=Variables"), "{log}");
     let history = stamp(&mut guest, "/dev/vda", "--queue-depth 4 --seconds 20 --operations 1500 --seed 41");
     let marker = site.bookmark(VM, "end").unwrap();
     let judge = Judge { site: &site, vm: VM, disk: 0, history: &history, exact: false };
@@ -207,12 +204,11 @@ fn confidentiality_lockdown_is_refused_clearly() {
     guest
         .sh(&format!("tidemark-splitter enroll --appliance 10.0.2.2:{port} --token {token} {STATE}"))
         .unwrap();
-    let script = format!(
-        "timeout 60 tidemark-splitter run {STATE} & sleep 1; tidemark-splitter protect {STATE} /dev/vda; wait"
-    );
+    let start = format!("(timeout 60 tidemark-splitter run {STATE}; echo ended with $?)");
+    let script = format!("{start} & sleep 1; tidemark-splitter protect {STATE} /dev/vda; wait");
     let outcome = guest.run(&script, LONG).unwrap();
     println!("{}", outcome.output.trim());
-    assert_ne!(outcome.status, 0, "{}", outcome.output);
+    assert!(outcome.output.contains("ended with 1"), "{}", outcome.output);
     assert!(outcome.output.to_lowercase().contains("lockdown"), "{}", outcome.output);
     guest.power_cut().unwrap();
     site.finish(&["connect", "reset", "closed", "session", "stream"]).unwrap();
