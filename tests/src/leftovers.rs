@@ -201,7 +201,9 @@ pub fn is_mounted(path: &Path) -> bool {
 pub fn backing_of(device: &Path) -> Option<PathBuf> {
     let name = device.file_name()?.to_string_lossy().into_owned();
     let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).ok()?;
-    Some(PathBuf::from(backing.trim_end()))
+    // The kernel appends this once the file's folder is gone.
+    let backing = backing.trim_end();
+    Some(PathBuf::from(backing.strip_suffix(" (deleted)").unwrap_or(backing)))
 }
 
 fn owner_name() -> String {
