@@ -39,3 +39,7 @@ pub const MARKERS_WAITING_MAX: usize = 64;
 
 /// Candidate ranges looked at in one search for a range to read. Beyond it the search goes on in the next step.
 pub const READ_SEARCH_MAX: usize = 64;
+
+/// Part of the ring (one in this many) that may wait for its acknowledgement when capture restarts after a miss. Beyond
+/// it capture stays dirty-only until the appliance has caught up.
+pub const RESTART_RING_PART: u64 = 2;

@@ -5,6 +5,7 @@ use tidemark_proto::v1::{GapCause, LineEnd, LineStart, Resize, frame::Body};
 
 use super::core::{Engine, EngineError, Kernel, Notice};
 use super::disk::{Disk, DiskConfig};
+use super::limits::RESTART_RING_PART;
 use crate::capture::{BLOCK_BYTES, BlockRange, DirtyMaps, Mode, Ring, Slot};
 
 /// A range whose content in the stream is not to be trusted from `gap_from` on.
@@ -179,6 +180,12 @@ impl Engine {
         }
         let drained = kernel.ring.position() == kernel.ring.producer();
         if status.mode != Mode::DirtyOnly || !drained || !self.connected || !self.window.has_room() {
+            return Ok(());
+        }
+        // Read is not yet acknowledged. A restart into a ring that is still full drops the next write at once, and the
+        // one after: a new generation every few milliseconds.
+        let waiting = kernel.ring.position().saturating_sub(self.window.acked().ring_position);
+        if waiting > kernel.ring.size() / RESTART_RING_PART {
             return Ok(());
         }
         kernel.ring.abandon_open();
