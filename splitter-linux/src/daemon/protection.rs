@@ -40,7 +40,7 @@ pub fn note(state: &StateDir, paths: &[PathBuf]) -> Result<(), NoteError> {
     let _lock = state.lock()?;
     let mut wanted = state.disks()?;
     for path in paths {
-        let disk = inspect(state, path)?;
+        let disk = Disk::inspect(path)?;
         remember(&mut wanted, &disk)?;
     }
     Ok(state.store_disks(&wanted)?)
@@ -81,12 +81,6 @@ pub enum NoteError {
     /// Too many disks.
     #[error("{DISKS_MAX} disks are protected already, which is the most one VM can have")]
     TooMany,
-}
-
-pub(super) fn inspect(state: &StateDir, path: &Path) -> Result<Disk, NoteError> {
-    let disk = Disk::inspect(path)?;
-    disks::refuse_feedback(&disk, &[state.root().to_path_buf()])?;
-    Ok(disk)
 }
 
 pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError> {

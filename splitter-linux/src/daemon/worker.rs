@@ -18,6 +18,7 @@ use super::hardening;
 use super::protection::{self, Protection};
 use crate::capture::{self, LinuxCapture};
 use crate::control::{Bookmark, DiskStatus, Status};
+use crate::disks::Disk;
 use crate::state::{Disks, StateDir};
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
@@ -392,7 +393,7 @@ impl Worker {
         let mut wanted = self.wanted.clone();
         let mut found = Vec::with_capacity(paths.len());
         for path in paths {
-            let disk = protection::inspect(&self.state, path)?;
+            let disk = Disk::inspect(path).map_err(protection::NoteError::from)?;
             protection::remember(&mut wanted, &disk)?;
             found.push(disk);
         }
