@@ -107,6 +107,9 @@ impl StorageFile for NullFile {
     fn sync(&self) -> Result<(), StorageError> {
         Ok(())
     }
+    fn settle(&self) -> Result<(), StorageError> {
+        Ok(())
+    }
     fn len(&self) -> Result<u64, StorageError> {
         Ok(self.0.load(Ordering::Relaxed))
     }

@@ -57,7 +57,11 @@ impl Journal {
     pub fn open(storage: Arc<dyn Storage>, options: Options) -> Result<(Self, RecoveryReport), OpenError> {
         check_options(&options)?;
         let lock = take_lock(storage.as_ref())?;
+        settle(storage.as_ref(), MANIFEST_FILE)?;
         let read = read_manifest(storage.as_ref())?;
+        for ordinal in read.state.open.keys() {
+            settle(storage.as_ref(), &segment_name(*ordinal))?;
+        }
         let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
         if read.damage.is_some() || recovered.damage.is_some() {
             return Ok(Self::read_only_from(storage, options, read, recovered, Some(lock)));
@@ -183,6 +187,16 @@ fn take_lock(storage: &dyn Storage) -> Result<Box<dyn StorageLock>, OpenError> {
         StorageErrorKind::Locked => OpenError::Locked,
         _ => OpenError::Storage(error),
     })
+}
+
+/// What a writer before us failed to sync may still be cached as if it were durable; recovery must not take it for
+/// that. Sealed segments and their indexes need none of this: the manifest names them only after a sync that succeeded.
+fn settle(storage: &dyn Storage, name: &str) -> Result<(), crate::storage::StorageError> {
+    match storage.open(name) {
+        Ok(file) => file.settle(),
+        Err(error) if error.kind() == StorageErrorKind::Missing => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The bytes of a whole file.

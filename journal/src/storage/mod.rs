@@ -83,6 +83,14 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Nothing written since the last success may be trusted, and calling again does not help.
     fn sync(&self) -> Result<(), StorageError>;
 
+    /// Makes what later reads return the same as what would survive a power cut: syncs, then drops what is cached, so
+    /// that it is read from the disk again. After a failed sync a kernel keeps pages that it could not write, calls
+    /// them clean, and lets every later sync succeed; only reading from the disk tells what is there.
+    ///
+    /// # Errors
+    /// When the storage fails; the cache is dropped all the same, so a later call may succeed.
+    fn settle(&self) -> Result<(), StorageError>;
+
     /// Bytes in the file.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{Flock, FlockArg, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::uio::pwritev;
 
 use super::{Storage, StorageError, StorageErrorKind, StorageFile, StorageLock};
@@ -182,6 +182,14 @@ impl StorageFile for OsFile {
 
     fn sync(&self) -> Result<(), StorageError> {
         self.file.sync_data().map_err(|error| self.fail("sync", error))
+    }
+
+    fn settle(&self) -> Result<(), StorageError> {
+        // Only clean pages can be dropped, so the sync comes first; a failed one leaves its pages clean as well.
+        let synced = self.sync();
+        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+            .map_err(|error| self.fail("drop the cache of", error.into()))?;
+        synced
     }
 
     fn len(&self) -> Result<u64, StorageError> {

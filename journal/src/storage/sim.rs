@@ -1,6 +1,7 @@
 //! A directory in RAM that fails the way disks and kernels do. Every choice comes from a seed.
 //!
-//! Unsynced writes are remembered apart, in 512-byte sectors; a crash keeps any subset of them, in any combination.
+//! Unsynced writes are remembered apart, in 512-byte sectors; a crash keeps any subset of them, in any combination. So
+//! does a failed sync, but the whole of them stays readable, and later syncs succeed: the cache lies until it is settled.
 //! Names survive a crash up to the last `sync_dir`, and of the later changes a prefix may.
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ const SECTOR: usize = 512;
 pub struct Faults {
     /// Bytes of all files at most; beyond it writes are cut short and fail as a full disk.
     pub capacity_bytes: Option<u64>,
-    /// The nth next sync of a file (0 = the next) fails and what it should have kept may be lost.
+    /// The nth next sync of a file (0 = the next) fails and what it should have kept may be lost, readable as it is.
     pub fail_sync_after: Option<u64>,
     /// After that many more changing calls, everything fails: the machine is about to crash.
     pub halt_after: Option<u64>,
@@ -25,12 +26,24 @@ pub struct Faults {
 
 #[derive(Debug, Clone, Default)]
 struct Content {
+    /// What reads return.
     now: Vec<u8>,
+    /// What is on the disk.
     durable: Vec<u8>,
-    /// Writes and cuts since the last sync, in order.
+    /// Writes and cuts since the last sync, whether it succeeded or not, in order.
     unsynced: Vec<Change>,
-    /// A sync failed: later syncs succeed but keep nothing of what was unsynced then.
-    lost: bool,
+}
+
+impl Content {
+    /// As the kernel does: only what was changed since the last sync is written, also if that one failed.
+    fn sync(&mut self) {
+        for change in std::mem::take(&mut self.unsynced) {
+            match change {
+                Change::Write { offset, bytes } => put(&mut self.durable, offset, &bytes),
+                Change::Cut { bytes } => self.durable.resize(bytes, 0),
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -60,15 +73,6 @@ struct State {
 }
 
 impl State {
-    /// splitmix64.
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     fn change(&mut self, operation: &'static str, name: &str) -> Result<(), StorageError> {
         match &mut self.faults.halt_after {
             Some(0) => Err(StorageError::os(operation, name, io::Error::other("halted"))),
@@ -84,6 +88,15 @@ impl State {
         apply_name(&mut self.names, &change);
         self.name_changes.push(change);
     }
+}
+
+/// splitmix64.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn apply_name(names: &mut BTreeMap<String, u64>, change: &NameChange) {
@@ -125,7 +138,7 @@ impl SimStorage {
     /// The machine dies and comes back: unsynced changes survive at random, open files and locks do not.
     pub fn crash(&self) {
         let mut state = self.state();
-        let keep = state.random() % (state.name_changes.len() as u64 + 1);
+        let keep = random(&mut state.random) % (state.name_changes.len() as u64 + 1);
         let changes = std::mem::take(&mut state.name_changes);
         let mut names = std::mem::take(&mut state.durable_names);
         for change in changes.iter().take(size(keep)) {
@@ -135,11 +148,8 @@ impl SimStorage {
         let mut files = std::mem::take(&mut state.files);
         files.retain(|file, _| names.values().any(|named| named == file));
         for content in files.values_mut() {
-            let mut kept = std::mem::take(&mut content.durable);
-            for change in std::mem::take(&mut content.unsynced) {
-                survive(&mut state, &mut kept, &change);
-            }
-            *content = Content { now: kept.clone(), durable: kept, ..Content::default() };
+            survive(&mut state.random, content);
+            content.now.clone_from(&content.durable);
         }
         state.files = files;
         state.names = names;
@@ -190,23 +200,26 @@ impl SimStorage {
     }
 }
 
-fn survive(state: &mut State, kept: &mut Vec<u8>, change: &Change) {
-    match change {
-        Change::Cut { bytes } => {
-            if state.random().is_multiple_of(2) {
-                kept.truncate(*bytes);
-            }
-        }
-        Change::Write { offset, bytes } => {
-            let mut at = *offset;
-            let mut rest = bytes.as_slice();
-            while !rest.is_empty() {
-                let (piece, next) = rest.split_at((SECTOR - at % SECTOR).min(rest.len()));
-                if state.random().is_multiple_of(2) {
-                    put(kept, at, piece);
+/// Of the unsynced changes any part reaches the disk.
+fn survive(seed: &mut u64, content: &mut Content) {
+    for change in std::mem::take(&mut content.unsynced) {
+        match change {
+            Change::Cut { bytes } => {
+                if random(seed).is_multiple_of(2) {
+                    content.durable.truncate(bytes);
                 }
-                at += piece.len();
-                rest = next;
+            }
+            Change::Write { offset, bytes } => {
+                let mut at = offset;
+                let mut rest = bytes.as_slice();
+                while !rest.is_empty() {
+                    let (piece, next) = rest.split_at((SECTOR - at % SECTOR).min(rest.len()));
+                    if random(seed).is_multiple_of(2) {
+                        put(&mut content.durable, at, piece);
+                    }
+                    at += piece.len();
+                    rest = next;
+                }
             }
         }
     }
@@ -311,12 +324,20 @@ struct SimFile {
     epoch: u64,
 }
 
+/// What a call on a file may need of the rest.
+struct Disk<'a> {
+    faults: &'a mut Faults,
+    random: &'a mut u64,
+    /// Bytes of all files.
+    used: u64,
+}
+
 impl SimFile {
     fn with<T>(
         &self,
         operation: &'static str,
         changes: bool,
-        act: impl FnOnce(&mut Content, &mut Faults, u64) -> Result<T, StorageError>,
+        act: impl FnOnce(&mut Content, Disk<'_>) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
         let mut state = self.storage.state();
         if state.epoch != self.epoch {
@@ -326,8 +347,9 @@ impl SimFile {
             state.change(operation, &self.name)?;
         }
         let used: u64 = state.files.values().map(|content| content.now.len() as u64).sum();
-        let State { files, faults, .. } = &mut *state;
-        act(files.get_mut(&self.file).ok_or_else(|| missing(operation, &self.name))?, faults, used)
+        let State { files, faults, random, .. } = &mut *state;
+        let content = files.get_mut(&self.file).ok_or_else(|| missing(operation, &self.name))?;
+        act(content, Disk { faults, random, used })
     }
 }
 
@@ -338,8 +360,9 @@ impl StorageFile for SimFile {
             bytes.extend_from_slice(slice);
         }
         let offset = size(offset);
-        self.with("write", true, |content, faults, used| {
-            let free = faults.capacity_bytes.map_or(usize::MAX, |most| size(most.saturating_sub(used)));
+        self.with("write", true, |content, disk| {
+            let free = disk.faults.capacity_bytes;
+            let free = free.map_or(usize::MAX, |most| size(most.saturating_sub(disk.used)));
             let grows = (offset + bytes.len()).saturating_sub(content.now.len());
             let full = grows > free;
             if full {
@@ -359,7 +382,7 @@ impl StorageFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StorageError> {
-        self.with("read", false, |content, _, _| {
+        self.with("read", false, |content, _| {
             let from = size(offset);
             let found = content.now.get(from..from.saturating_add(buffer.len())).ok_or_else(|| {
                 StorageError::os("read", &self.name, io::Error::from(io::ErrorKind::UnexpectedEof))
@@ -370,31 +393,39 @@ impl StorageFile for SimFile {
     }
 
     fn sync(&self) -> Result<(), StorageError> {
-        self.with("sync", true, |content, faults, _| {
-            if let Some(left) = &mut faults.fail_sync_after {
+        self.with("sync", true, |content, disk| {
+            if let Some(left) = &mut disk.faults.fail_sync_after {
                 if *left == 0 {
-                    faults.fail_sync_after = None;
-                    content.lost = true;
+                    disk.faults.fail_sync_after = None;
+                    survive(disk.random, content);
                     return Err(StorageError::os("sync", &self.name, io::Error::other("the disk failed")));
                 }
                 *left -= 1;
             }
-            // As the kernel does: after one failure, success says nothing about what was written before.
-            if !content.lost {
-                content.durable.clone_from(&content.now);
-                content.unsynced.clear();
-            }
+            content.sync();
             Ok(())
         })
     }
 
+    fn settle(&self) -> Result<(), StorageError> {
+        let synced = self.sync();
+        self.with("settle", false, |content, _| {
+            // The length is the kernel's and stays; what never reached the disk reads as zeroes.
+            let bytes = content.now.len();
+            content.now.clone_from(&content.durable);
+            content.now.resize(bytes, 0);
+            Ok(())
+        })?;
+        synced
+    }
+
     fn len(&self) -> Result<u64, StorageError> {
-        self.with("stat", false, |content, _, _| Ok(content.now.len() as u64))
+        self.with("stat", false, |content, _| Ok(content.now.len() as u64))
     }
 
     fn truncate(&self, bytes: u64) -> Result<(), StorageError> {
         let bytes = size(bytes);
-        self.with("truncate", true, |content, _, _| {
+        self.with("truncate", true, |content, _| {
             content.now.resize(bytes, 0);
             content.unsynced.push(Change::Cut { bytes });
             Ok(())
