@@ -9,7 +9,8 @@
 //! - `copy`: initial copy and resync: what is being read, what awaits its acknowledgement.
 //! - `disk`: per disk, its line and its gap.
 //! - `barrier`: heartbeats and markers waiting for their place in the ring.
-//! - `apply`: units of the ring; `lines`: misses, lines and generations; `resume`: hello and welcome.
+//! - `apply`: units of the ring; `lines`: misses, lines and generations; `reads`: what is read next; `resume`: hello
+//!   and welcome.
 
 mod apply;
 mod barrier;
@@ -21,6 +22,7 @@ mod disk;
 mod inflight;
 mod limits;
 mod lines;
+mod reads;
 mod resume;
 mod window;
 
