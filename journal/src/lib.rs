@@ -5,7 +5,7 @@
 //! The parts, from bytes to answers:
 //! - [`storage`]: the directory of files a journal lives in, real ([`storage::OsStorage`]) or in RAM with faults
 //!   ([`storage::SimStorage`]).
-//! - [`frame`], [`segment`], [`leaf`], [`manifest`]: the four formats, each documented where it is encoded;
+//! - [`frame`], [`segment`], [`leaf`], [`node`], [`manifest`]: the formats, each documented where it is encoded;
 //!   `FORMAT.md` is the overview.
 //! - [`recovery`]: what an unclean end means, as a decision table.
 //! - [`timeline`]: which LSNs and times are recovery points, and which are in gaps.
@@ -20,6 +20,7 @@ pub mod index;
 mod journal;
 pub mod leaf;
 pub mod manifest;
+pub mod node;
 mod options;
 mod position;
 mod records;

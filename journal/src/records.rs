@@ -20,12 +20,14 @@ pub struct DiskRecord {
 pub struct Statistics {
     /// Bytes of payload received.
     pub payload_bytes: u64,
-    /// Bytes written to all files: segments, leaf indexes and manifest.
+    /// Bytes written to all files: segments, leaf indexes, nodes and manifest.
     pub written_bytes: u64,
     /// Bytes of the live segments now.
     pub segment_bytes: u64,
-    /// Bytes of the leaf indexes now.
+    /// Bytes of the leaf indexes and merged nodes now.
     pub index_bytes: u64,
+    /// Merged nodes now.
+    pub nodes: u64,
     /// Live segments now.
     pub segments: u64,
     /// Frames appended since this open.

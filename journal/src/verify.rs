@@ -1,15 +1,18 @@
 //! Checks every byte of a journal's files against its hashes and against each other.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::error::OpenError;
 use crate::index::MemoryIndex;
-use crate::journal::{is_listed, push_event, read_file, read_manifest};
+use crate::journal::{Run, Runs, is_listed, push_event, read_file, read_manifest};
 use crate::leaf::{self, leaf_name};
 use crate::manifest::{MANIFEST_FILE, Read, Sealed};
+use crate::node::{self, Child, MergeError, Sink};
 use crate::recovery::{Damage, RecoveryReport, replay, time_before};
 use crate::segment::{Scanner, Stop, segment_name};
-use crate::storage::{Storage, StorageErrorKind};
+use crate::storage::{Storage, StorageError, StorageErrorKind, StorageFile};
 use crate::timeline::{Event, History, Horizon, What};
 
 /// What [`verify`] found.
@@ -73,6 +76,7 @@ pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
     {
         report.damage.push(damage);
     }
+    nodes(storage, &read, &mut report)?;
     let names = storage.list()?.into_iter();
     report.unlisted = names.filter(|name| name != MANIFEST_FILE && !is_listed(name, &read.state)).collect();
     Ok(report)
@@ -224,6 +228,75 @@ impl Walk<'_> {
     /// Damage, if recovery judges it so, else a torn tail.
     fn tail(&mut self, found: Damage, judged: Option<&Damage>) {
         if judged.is_some() { self.report.damage.push(found) } else { self.report.torn_tail.push(found) }
+    }
+}
+
+/// Compares each node with what its children merge to, or, if they are damaged themselves, with its own hashes.
+fn nodes(storage: &dyn Storage, read: &Read, report: &mut VerifyReport) -> Result<(), OpenError> {
+    let segments = read.state.sealed.values().cloned().map(Run::Sealed).collect();
+    let runs = Runs::new(segments, read.state.nodes.values());
+    for node in read.state.nodes.values() {
+        let name = node.span.name();
+        let mut damaged = |offset, bytes, problem: &str| {
+            report.damage.push(Damage { file: name.clone(), offset, bytes, problem: problem.to_owned() });
+        };
+        let file = match storage.open(&name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == StorageErrorKind::Missing => {
+                damaged(0, node.bytes, "the file is missing");
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = file.len()?;
+        report.files += 1;
+        report.bytes += found;
+        if found != node.bytes {
+            damaged(found.min(node.bytes), found.abs_diff(node.bytes), "the file's length is not as named");
+            continue;
+        }
+        let children: Vec<Child> = runs.children(node.span).iter().filter_map(Run::child).collect();
+        let mut same = Same { file, offset: 0, differs: None };
+        let stop = AtomicBool::new(false);
+        let merged = node::merge(storage, read.key, node.span, &children, &mut same, &stop);
+        match (merged, same.differs) {
+            (_, Some((offset, bytes))) => damaged(offset, bytes, "it is not what it was merged from"),
+            (Ok(merged), None) if merged.hash == node.hash => {}
+            (Ok(_), None) => damaged(0, found, "it is not the node that the manifest names"),
+            (Err(MergeError::Read(error) | MergeError::Write(error)), None) => return Err(error.into()),
+            (Err(MergeError::Damaged(..) | MergeError::Stopped), None) => {
+                let child = Child::Node { span: node.span, bytes: node.bytes, hash: node.hash };
+                if let Some(damage) = child.damage(storage, read.key)? {
+                    report.damage.push(damage);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Compares what is written with what a file holds.
+struct Same {
+    file: Arc<dyn StorageFile>,
+    offset: u64,
+    /// The first difference: byte, and bytes up to the end of the part it lies in.
+    differs: Option<(u64, u64)>,
+}
+
+impl Sink for Same {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        if self.differs.is_none() {
+            let mut found = vec![0; bytes.len()];
+            let short = match self.file.read_at(self.offset, &mut found) {
+                Err(error) if error.kind() == StorageErrorKind::Short => true,
+                result => result.map(|()| false)?,
+            };
+            let differs = found.iter().zip(bytes).position(|(found, expected)| found != expected);
+            let from = if short { Some(0) } else { differs };
+            self.differs = from.map(|from| (self.offset + from as u64, (bytes.len() - from) as u64));
+        }
+        self.offset += bytes.len() as u64;
+        Ok(())
     }
 }
 

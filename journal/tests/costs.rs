@@ -28,6 +28,7 @@ const DISK_BYTES: u64 = 256 << 20;
 
 /// Appends frames of 1 MiB in writes of `write_bytes` at scattered places.
 struct Load {
+    disk_bytes: u64,
     position: Position,
     entries: Vec<Entry>,
     payload: Vec<u8>,
@@ -37,10 +38,21 @@ struct Load {
 
 impl Load {
     fn new(write_bytes: usize) -> Self {
+        Self::with_frame(write_bytes, FRAME)
+    }
+
+    fn with_frame(write_bytes: usize, frame: usize) -> Self {
         let sectors = write_bytes / SECTOR;
-        let payload = pattern(1, FRAME / SECTOR);
-        let entries = vec![entry(1, EntryKind::Data, 0, sectors); FRAME / write_bytes];
-        Self { position: Position::default(), crc32c: checksums(&payload), entries, payload, random: 1 }
+        let payload = pattern(1, frame / SECTOR);
+        let entries = vec![entry(1, EntryKind::Data, 0, sectors); frame / write_bytes];
+        Self {
+            disk_bytes: DISK_BYTES,
+            position: Position::default(),
+            crc32c: checksums(&payload),
+            entries,
+            payload,
+            random: 1,
+        }
     }
 
     fn append(&mut self, journal: &Journal) {
@@ -48,7 +60,7 @@ impl Load {
             self.random =
                 self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let sectors = u64::from(entry.sectors);
-            entry.start_sector = (self.random >> 40) % (DISK_BYTES / 512 / sectors) * sectors;
+            entry.start_sector = (self.random >> 30) % (self.disk_bytes / 512 / sectors) * sectors;
         }
         let first_lsn = self.position.lsn.next();
         self.position.seq += 1;
@@ -84,6 +96,31 @@ fn bytes_written_stay_within_five_percent_and_the_index_within_two() {
     let index = percent(statistics.index_bytes, 128 << 20);
     println!("written {written:.2} % of payload, index {index:.2} %");
     assert!(written <= 105.0 && index <= 2.0 && index > 0.5);
+}
+
+#[test]
+fn leaves_and_nodes_of_three_levels_take_two_percent_of_scattered_writes() {
+    // Scattered over 1 TiB: no write is above another, so every node holds all that its segments hold.
+    let options = Options { key: KEY, segment_bytes: 256 << 10, ..Options::default() };
+    let journal = Journal::create(Arc::new(SimStorage::new(1)), vm(), options).unwrap();
+    journal.put_disk(DiskRecord { size_bytes: 1 << 44, ..disk(1) }).unwrap();
+    let mut load = Load { disk_bytes: 1 << 40, ..Load::with_frame(4096, 128 << 10) };
+    for round in 0..1200 {
+        load.append(&journal);
+        if round % 8 == 7 {
+            journal.sync().unwrap();
+        }
+    }
+    journal.maintain().unwrap();
+    let statistics = journal.statistics();
+    assert!(statistics.nodes > 512 / 8 + 512 / 64, "{statistics:?}");
+    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let percent = statistics.index_bytes as f64 * 100.0 / statistics.payload_bytes as f64;
+    println!(
+        "index {percent:.2} % of payload, {} nodes over {} segments",
+        statistics.nodes, statistics.segments
+    );
+    assert!(percent <= 2.0, "{percent}");
 }
 
 /// Takes writes and keeps nothing: what is left is the journal's own work.

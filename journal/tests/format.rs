@@ -21,27 +21,34 @@ use support::*;
 use tidemark_journal::frame::{self, FRAME_HEADER_BYTES, FrameKind, Table};
 use tidemark_journal::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use tidemark_journal::storage::{OsStorage, SimStorage};
-use tidemark_journal::{Journal, leaf, manifest, verify};
+use tidemark_journal::{Journal, OpenError, leaf, manifest, node, verify};
 use tidemark_proto::ids::Lsn;
 
 const SEGMENT: &str = "segment-0000000000000001";
 const LEAF: &str = "leaf-0000000000000001";
+const NODE: &str = "node-1-0000000000000001";
 
-fn fixture() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v1")
+fn fixture(version: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(version)
 }
 
-fn fixture_files() -> BTreeMap<String, Vec<u8>> {
-    let files = std::fs::read_dir(fixture()).unwrap().map(|entry| entry.unwrap());
+fn fixture_files(version: &str) -> BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(fixture(version)).unwrap().map(|entry| entry.unwrap());
     files.map(|file| (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap())).collect()
 }
 
-/// What wrote the fixture.
+/// What was written to the fixture of version 1.
+fn stream_v1() -> Stream {
+    tiny(&journal(&SimStorage::new(1), 6 << 10))
+}
+
+/// What wrote the fixture of this version: with small segments, so that there is a node.
 fn written_now() -> (BTreeMap<String, Vec<u8>>, Stream) {
     let storage = SimStorage::new(1);
-    let journal = journal(&storage, 6 << 10);
-    let stream = tiny(&journal);
+    let journal = journal(&storage, 600);
+    let stream = sample(&journal);
     journal.put_note("vm-name", b"web-1").unwrap();
+    journal.maintain().unwrap();
     journal.close().unwrap();
     drop(journal);
     (storage.files(), stream)
@@ -51,12 +58,13 @@ fn written_now() -> (BTreeMap<String, Vec<u8>>, Stream) {
 fn this_version_writes_the_golden_bytes() {
     let (files, _) = written_now();
     if std::env::var_os("TIDEMARK_WRITE_FIXTURES").is_some() {
-        std::fs::create_dir_all(fixture()).unwrap();
+        std::fs::create_dir_all(fixture("v2")).unwrap();
         for (name, bytes) in &files {
-            std::fs::write(fixture().join(name), bytes).unwrap();
+            std::fs::write(fixture("v2").join(name), bytes).unwrap();
         }
     }
-    let golden = fixture_files();
+    let golden = fixture_files("v2");
+    assert!(golden.contains_key(NODE));
     assert_eq!(files.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
     for (name, bytes) in &files {
         let differs = bytes.iter().zip(&golden[name]).position(|(now, golden)| now != golden);
@@ -64,30 +72,45 @@ fn this_version_writes_the_golden_bytes() {
     }
 }
 
-#[test]
-fn the_fixture_of_version_1_opens_and_reads() {
-    let (_, stream) = written_now();
+/// Opens a fixture, compares it with the model, then writes on in a copy of it.
+fn opens_and_reads(version: &str, mut stream: Stream, segment_bytes: u64) {
     let model = Model::of(&stream.frames, BaseRule::AtLine);
-    let storage = Arc::new(OsStorage::open(fixture()).unwrap());
+    let storage = Arc::new(OsStorage::open(fixture(version)).unwrap());
     assert!(verify(storage.as_ref()).unwrap().is_clean());
-    let (journal, report) = Journal::open_read_only(storage, options(6 << 10)).unwrap();
+    let (journal, report) = Journal::open_read_only(storage, options(segment_bytes)).unwrap();
     assert_eq!(report.damage, None);
     assert_eq!(journal.durable(), stream.position);
     assert_eq!(journal.note("vm-name").as_deref(), Some(b"web-1".as_slice()));
     assert_eq!(difference(&journal, &model, 0..=stream.position.lsn.0), None);
-    // A copy of it is written on.
-    let storage = SimStorage::with_files(1, &fixture_files());
-    let journal = reopen(&storage, 6 << 10);
-    let mut stream = stream;
-    stream.marker("later").append(&journal).unwrap();
+    let storage = SimStorage::with_files(1, &fixture_files(version));
+    let journal = reopen(&storage, segment_bytes);
+    for round in 0..12 {
+        stream.writes(vec![entry(1, frame::EntryKind::Data, 9, 40)], 90 + round).append(&journal).unwrap();
+        stream.heartbeat(true).append(&journal).unwrap();
+        journal.sync().unwrap();
+    }
+    journal.maintain().unwrap();
+    let model = Model::of(&stream.frames, BaseRule::AtLine);
+    assert_eq!(difference(&journal, &model, 0..=stream.position.lsn.0), None);
+    assert!(journal.statistics().nodes > 0);
     journal.close().unwrap();
     drop(journal);
     assert!(verify(&storage).unwrap().is_clean());
 }
 
 #[test]
+fn the_fixture_of_version_1_opens_reads_and_is_written_on() {
+    opens_and_reads("v1", stream_v1(), 6 << 10);
+}
+
+#[test]
+fn the_fixture_of_version_2_opens_reads_and_is_written_on() {
+    opens_and_reads("v2", written_now().1, 600);
+}
+
+#[test]
 fn fields_lie_where_the_format_says() {
-    let files = fixture_files();
+    let files = fixture_files("v1");
     let segment = &files[SEGMENT];
     assert_eq!(&segment[..8], b"TMSEGM01");
     assert_eq!(&segment[8..16], [1, 0, 160, 0, 0, 0, 0, 0]);
@@ -128,11 +151,32 @@ fn fields_lie_where_the_format_says() {
     assert_eq!(of, vm());
     assert!(records.last().unwrap().text.contains("Closed"));
     assert_eq!(&files["manifest"][..8], b"TMMANI01");
+    let files = fixture_files("v2");
+    assert_eq!(files["manifest"][8..12], [2, 0, 104, 0]);
+    let bytes = &files[NODE];
+    let trailer = &bytes[bytes.len() - 80..];
+    assert_eq!(&trailer[..8], b"TMNODE01");
+    assert_eq!(trailer[8..12], [1, 0, 1, 0]);
+    assert_eq!(trailer[16..24], [1, 0, 0, 0, 0, 0, 0, 0]);
+    let directory = node::decode(bytes, &KEY).unwrap();
+    assert_eq!((directory.level, directory.first_ordinal), (1, 1));
+    assert_eq!(directory.extents, u64::from_le_bytes(trailer[24..32].try_into().unwrap()));
+    // Its first page: disk 1, from sector 0 on.
+    let pages = usize::try_from(u64::from_le_bytes(trailer[32..40].try_into().unwrap())).unwrap();
+    assert_eq!(bytes[pages..pages + 12], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn a_newer_version_or_a_reserved_flag_is_refused_not_misread() {
-    let files = fixture_files();
+    let mut files = fixture_files("v1");
+    let mut manifest = files["manifest"].clone();
+    manifest[8] = 3;
+    let hash = blake3::keyed_hash(&KEY, &manifest[..72]);
+    manifest[72..104].copy_from_slice(hash.as_bytes());
+    assert!(matches!(manifest::decode(&manifest), Err(manifest::ManifestError::Version(3))));
+    files.insert("manifest".to_owned(), manifest);
+    let opened = Journal::open(Arc::new(SimStorage::with_files(1, &files)), options(6 << 10));
+    assert!(matches!(opened, Err(OpenError::Newer(_))));
     let bytes = &files[SEGMENT][SEGMENT_HEADER_BYTES..];
     for (at, value) in [(8, 2_u8), (10, 99), (11, 1)] {
         let mut changed = bytes.to_vec();
@@ -150,9 +194,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn decoders_take_anything(bytes in proptest::collection::vec(any::<u8>(), 0..2000), at in any::<usize>(), which in 0..3_usize) {
-        let files = fixture_files();
-        let name = [SEGMENT, LEAF, "manifest"][which];
+    fn decoders_take_anything(bytes in proptest::collection::vec(any::<u8>(), 0..2000), at in any::<usize>(), which in 0..4_usize) {
+        let files = fixture_files("v2");
+        let name = [SEGMENT, LEAF, "manifest", NODE][which];
         let mut changed = files[name].clone();
         let at = at % changed.len();
         let end = (at + bytes.len()).min(changed.len());
@@ -162,6 +206,7 @@ proptest! {
             let _ = SegmentHeader::decode(input);
             let _ = leaf::decode(input, &KEY);
             let _ = manifest::decode(input);
+            let _ = node::decode(input, &KEY);
         }
         let mut broken = files.clone();
         broken.insert(name.to_owned(), changed);

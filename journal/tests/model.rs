@@ -257,8 +257,8 @@ proptest! {
     #[test]
     fn whatever_happens_every_point_equals_the_model_and_nothing_acknowledged_is_lost(
         seed in any::<u64>(),
-        segment_bytes in prop_oneof![Just(2_u64 << 10), Just(12 << 10), Just(1 << 20)],
-        ops in proptest::collection::vec(op(), 1..70),
+        segment_bytes in prop_oneof![Just(400_u64), Just(2 << 10), Just(12 << 10), Just(1 << 20)],
+        ops in proptest::collection::vec(op(), 1..110),
     ) {
         let mut run = Run::new(seed, segment_bytes);
         for op in &ops {

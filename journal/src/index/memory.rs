@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 
-use tidemark_proto::ids::{DiskId, Lsn};
+use tidemark_proto::ids::Lsn;
 use tidemark_proto::limits::SECTOR_BYTES;
 
 use super::{CHUNK_SECTORS, IndexEntry, Key, Place};
 use crate::frame::{DecodedFrame, Entry, EntryKind, FrameHeader, FrameKind, Table};
+use crate::node::Extent;
+use crate::view::Window;
 
 /// What the manifest keeps about a segment's index, so that views can skip it unread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -125,24 +126,21 @@ impl MemoryIndex {
         }
     }
 
-    /// Calls `found` with the entries of a chunk up to an LSN, newest first, and then the wide ranges that touch it.
-    pub(crate) fn lookup(
-        &self,
-        disk: DiskId,
-        chunk: u64,
-        lsn: Lsn,
-        found: &mut dyn FnMut(&IndexEntry) -> ControlFlow<()>,
-    ) {
-        let from: Key = (disk.0, chunk, Reverse(lsn.0), Reverse(u32::MAX));
-        let to: Key = (disk.0, chunk, Reverse(0), Reverse(0));
-        for entry in self.narrow.range(from..=to).map(|(_, entry)| entry) {
-            if found(entry).is_break() {
-                break;
+    /// Offers a window the versions of its sectors up to an LSN; of each chunk the newest first, until no older can win.
+    pub(crate) fn lookup(&self, lsn: Lsn, window: &mut Window, segment: u64) {
+        let disk = window.disk().0;
+        for chunk in window.chunks() {
+            let from: Key = (disk, chunk, Reverse(lsn.0), Reverse(u32::MAX));
+            let to: Key = (disk, chunk, Reverse(0), Reverse(0));
+            for entry in self.narrow.range(from..=to).map(|(_, entry)| entry) {
+                if window.settled(chunk, entry.lsn.0.saturating_add(1)) {
+                    break;
+                }
+                window.offer(&Extent::of(entry, segment));
             }
         }
-        for entry in touching(&self.wide, disk, chunk, lsn) {
-            // A wide range may be newer than where the scan of the chunk broke off, so all are offered.
-            let _ = found(entry);
+        for entry in touching(&self.wide, window, lsn) {
+            window.offer(&Extent::of(entry, segment));
         }
     }
 
@@ -169,15 +167,13 @@ impl MemoryIndex {
     }
 }
 
-/// The wide ranges that touch a chunk, up to an LSN.
-pub(crate) fn touching(
-    wide: &[IndexEntry],
-    disk: DiskId,
-    chunk: u64,
+/// The wide ranges that touch a window, up to an LSN.
+pub(crate) fn touching<'a>(
+    wide: &'a [IndexEntry],
+    window: &Window,
     lsn: Lsn,
-) -> impl Iterator<Item = &IndexEntry> {
-    let start = chunk.saturating_mul(CHUNK_SECTORS);
-    let end = start.saturating_add(CHUNK_SECTORS);
+) -> impl Iterator<Item = &'a IndexEntry> + use<'a> {
+    let (disk, start, end) = (window.disk(), window.from(), window.to());
     wide.iter().filter(move |entry| {
         entry.disk == disk && entry.lsn <= lsn && entry.start < end && entry.end() > start
     })

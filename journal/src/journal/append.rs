@@ -179,7 +179,7 @@ impl Journal {
         log.last_hash = hash;
         log.names_unsynced = true;
         let segment = Arc::new(MemorySegment::new(ordinal, MemoryIndex::new(log.floor_us), Vec::new()));
-        self.set_runs(|runs| runs.push(Run::Open(Arc::clone(&segment))));
+        self.set_runs(|runs| runs.segments.push(Run::Open(Arc::clone(&segment))));
         log.open = Some(OpenSegment {
             file,
             segment,

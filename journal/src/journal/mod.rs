@@ -1,6 +1,8 @@
-//! The journal of one VM, open. Locks, in the order in which they may be taken: `syncing`, `log`, `manifest`, the rest.
+//! The journal of one VM, open. Locks, in the order in which they may be taken: `merging`, `sealing`, `syncing`, `log`,
+//! `manifest`, the rest. `merging` and `sealing` are held for long, `syncing` only as long as a commit takes.
 
 mod append;
+mod merge;
 mod open;
 mod rules;
 mod runs;
@@ -13,8 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tidemark_proto::ids::{Lsn, VmId};
 
 pub(crate) use append::push_event;
+use merge::Merging;
 pub(crate) use open::{is_listed, read_file, read_manifest};
-pub(crate) use runs::{MemorySegment, Run};
+pub(crate) use runs::{MemorySegment, Node, Run, Runs};
 
 use crate::error::{AppendError, ViewError};
 use crate::manifest::{DiskState, ManifestLog, Record, State};
@@ -39,11 +42,15 @@ pub struct Journal {
     poisoned: AtomicBool,
     written_bytes: AtomicU64,
     frames: AtomicU64,
+    merging: Mutex<Merging>,
+    /// Whoever waits for `merging` wants it soon: a merge in progress is given up.
+    stop_merging: AtomicBool,
+    sealing: Mutex<()>,
     syncing: Mutex<()>,
     log: Mutex<Log>,
     manifest: Mutex<Manifest>,
     published: RwLock<Published>,
-    runs: RwLock<Arc<Vec<Run>>>,
+    runs: RwLock<Arc<Runs>>,
     _lock: Option<Box<dyn StorageLock>>,
 }
 
@@ -132,11 +139,11 @@ impl Journal {
         self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn runs(&self) -> Arc<Vec<Run>> {
+    fn runs(&self) -> Arc<Runs> {
         Arc::clone(&self.runs.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn set_runs(&self, change: impl FnOnce(&mut Vec<Run>)) {
+    fn set_runs(&self, change: impl FnOnce(&mut Runs)) {
         let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = runs.as_ref().clone();
         change(&mut changed);
@@ -230,7 +237,7 @@ impl Journal {
         };
         timeline.check(lsn, &exact).map_err(refuse)?;
         let disks = exact.into_iter().map(|id| ViewDisk { id, size_bytes: timeline.size_at(id, lsn) });
-        Ok(View::new(Arc::clone(&self.source), rank(&self.runs(), lsn), lsn, disks.collect()))
+        Ok(View::new(Arc::clone(&self.source), rank(&self.runs().view(lsn), lsn), lsn, disks.collect()))
     }
 
     /// Counters.
@@ -238,13 +245,15 @@ impl Journal {
     pub fn statistics(&self) -> Statistics {
         let runs = self.runs();
         let mut statistics = Statistics {
-            segments: runs.len() as u64,
+            segments: runs.segments.len() as u64,
+            nodes: runs.nodes.len() as u64,
+            index_bytes: runs.nodes.values().map(|node| node.record.bytes).sum(),
             frames: self.frames.load(Ordering::Relaxed),
             index_cache_bytes: self.source.cache_bytes() as u64,
             written_bytes: self.written_bytes.load(Ordering::Relaxed),
             ..Statistics::default()
         };
-        for run in runs.iter() {
+        for run in &runs.segments {
             statistics.payload_bytes += run.summary().payload_bytes;
             match run {
                 Run::Sealed(sealed) => {
@@ -254,6 +263,7 @@ impl Journal {
                 Run::Open(segment) => {
                     statistics.segment_bytes += segment.closed().map_or(0, |closed| closed.bytes);
                 }
+                Run::Node(_) => {}
             }
         }
         statistics.segment_bytes += lock(&self.log).open.as_ref().map_or(0, |open| open.length);
@@ -273,6 +283,8 @@ impl Journal {
 
     fn poison(&self) {
         self.poisoned.store(true, Ordering::SeqCst);
+        // Whoever opens the journal again waits for this one to be dropped.
+        self.stop_merging.store(true, Ordering::SeqCst);
     }
 
     fn written(&self, bytes: impl TryInto<u64, Error: Display>) {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tidemark_proto::ids::VmId;
 
-use super::{Journal, Log, Manifest, OpenSegment, Published};
+use super::{Journal, Log, Manifest, Merging, OpenSegment, Published, Runs};
 use crate::Options;
 use crate::error::OpenError;
 use crate::leaf::leaf_name;
@@ -21,6 +21,9 @@ use crate::wire::size;
 
 /// Files that no manifest names get this before their name.
 const ASIDE: &str = "aside-";
+
+/// What the names of nodes begin with.
+const NODE: &str = "node-";
 
 impl Journal {
     /// A new journal in an empty directory.
@@ -148,6 +151,7 @@ impl Journal {
             head: Vec::new(),
         };
         let published = Published { position: recovered.position, history, horizon: recovered.horizon };
+        let runs = Runs::new(recovered.runs, manifest.state().nodes.values());
         let source = Arc::new(Source::new(Arc::clone(&storage), key, options.index_cache_bytes));
         Self {
             storage,
@@ -159,11 +163,14 @@ impl Journal {
             poisoned: AtomicBool::new(false),
             written_bytes: AtomicU64::new(0),
             frames: AtomicU64::new(0),
+            merging: Mutex::new(Merging::default()),
+            stop_merging: AtomicBool::new(false),
+            sealing: Mutex::new(()),
             syncing: Mutex::new(()),
             log: Mutex::new(log),
             manifest: Mutex::new(manifest),
             published: RwLock::new(published),
-            runs: RwLock::new(Arc::new(recovered.runs)),
+            runs: RwLock::new(Arc::new(runs)),
             _lock: lock,
         }
     }
@@ -215,7 +222,7 @@ pub(crate) fn read_manifest(storage: &dyn Storage) -> Result<Read, OpenError> {
     };
     manifest::read(&bytes).map_err(|error| match error {
         ManifestError::Damaged(damage) => OpenError::Damaged(damage),
-        newer @ ManifestError::Newer(_) => OpenError::Newer(newer.to_string()),
+        newer @ (ManifestError::Newer(_) | ManifestError::Version(_)) => OpenError::Newer(newer.to_string()),
     })
 }
 
@@ -254,8 +261,8 @@ fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenE
         if name == MANIFEST_FILE || name.starts_with(ASIDE) || is_listed(&name, state) {
             continue;
         }
-        if name == MANIFEST_NEW_FILE {
-            // A snapshot that never got its name; the manifest holds all of it.
+        if name == MANIFEST_NEW_FILE || name.starts_with(NODE) {
+            // A snapshot that never got its name, of which the manifest holds all; a node that can be merged again.
             storage.remove(&name)?;
             continue;
         }
@@ -269,5 +276,7 @@ fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenE
 
 pub(crate) fn is_listed(name: &str, state: &State) -> bool {
     let sealed = |ordinal: &u64| name == segment_name(*ordinal) || name == leaf_name(*ordinal);
-    state.sealed.keys().any(sealed) || state.open.keys().any(|ordinal| name == segment_name(*ordinal))
+    state.sealed.keys().any(sealed)
+        || state.open.keys().any(|ordinal| name == segment_name(*ordinal))
+        || state.nodes.keys().any(|span| name == span.name())
 }

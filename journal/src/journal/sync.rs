@@ -1,4 +1,4 @@
-//! Making durable what was appended, and building leaf indexes. One thread at a time, beside appends.
+//! Making durable what was appended, and building leaf indexes. One thread at a time each, beside appends.
 
 use std::io::IoSlice;
 use std::sync::{Arc, PoisonError};
@@ -18,38 +18,51 @@ impl Journal {
     /// After [`SyncError::Failed`] the journal takes nothing more until it is opened again. [`SyncError::Full`] comes
     /// only when the data is durable but its bookkeeping has no space: [`Journal::durable`] has advanced.
     pub fn sync(&self) -> Result<Position, SyncError> {
-        let _syncing = lock(&self.syncing);
-        let position = self.sync_log()?;
+        let position = {
+            let _syncing = lock(&self.syncing);
+            self.sync_log()?
+        };
         if self.closed_segments().len() > SEGMENTS_UNSEALED_MAX {
             self.seal_closed()?;
         }
         Ok(position)
     }
 
-    /// Builds the leaf indexes of closed segments. Call it from a background thread after [`Journal::sync`]; without
-    /// it, `sync` does the work itself from time to time.
+    /// Builds the leaf indexes of closed segments and merges those of sealed ones, until nothing is left to do. Commits
+    /// go on meanwhile. Call it from a background thread after [`Journal::sync`], and once after opening; without it,
+    /// `sync` builds leaves itself from time to time, and views read more of them.
     ///
     /// # Errors
     /// As [`Journal::sync`].
     pub fn maintain(&self) -> Result<(), SyncError> {
-        let _syncing = lock(&self.syncing);
         self.sync_writable()?;
-        self.seal_closed()
+        loop {
+            self.seal_closed()?;
+            if !self.merge_next()? {
+                return Ok(());
+            }
+        }
     }
 
-    /// Syncs, seals what is closed, and notes a clean end. What is appended later makes the end unclean again.
+    /// Syncs, seals what is closed, and notes a clean end. A merge in progress is given up. What is appended later makes
+    /// the end unclean again.
     ///
     /// # Errors
     /// As [`Journal::sync`]. Nothing that was synced before is lost.
     pub fn close(&self) -> Result<Position, SyncError> {
+        let _merging = self.stop_merging();
+        {
+            let _syncing = lock(&self.syncing);
+            self.sync_log()?;
+        }
+        self.seal_closed()?;
         let _syncing = lock(&self.syncing);
         let position = self.sync_log()?;
-        self.seal_closed()?;
         self.put_record(&Record::Closed { seq: position.seq, lsn: position.lsn }).map_err(as_sync_error)?;
         Ok(position)
     }
 
-    fn sync_writable(&self) -> Result<(), SyncError> {
+    pub(super) fn sync_writable(&self) -> Result<(), SyncError> {
         self.writable().map_err(as_sync_error)
     }
 
@@ -90,7 +103,7 @@ impl Journal {
         Ok(position)
     }
 
-    fn poison_if<T>(&self, result: Result<T, StorageError>) -> Result<T, SyncError> {
+    pub(super) fn poison_if<T>(&self, result: Result<T, StorageError>) -> Result<T, SyncError> {
         result.map_err(|error| {
             self.poison();
             SyncError::Failed(error)
@@ -146,15 +159,24 @@ impl Journal {
         }
     }
 
-    /// Closed segments whose every byte is durable.
+    /// Closed segments whose every byte is durable. Only the newest segments are not sealed.
     fn closed_segments(&self) -> Vec<Arc<MemorySegment>> {
         let runs = self.runs();
-        let open =
-            runs.iter().filter_map(|run| if let Run::Open(segment) = run { Some(segment) } else { None });
-        open.filter(|segment| segment.closed().is_some() && segment.is_footer_durable()).cloned().collect()
+        let open = runs
+            .segments
+            .iter()
+            .rev()
+            .map_while(|run| if let Run::Open(segment) = run { Some(segment) } else { None });
+        let mut closed: Vec<_> = open
+            .filter(|segment| segment.closed().is_some() && segment.is_footer_durable())
+            .cloned()
+            .collect();
+        closed.reverse();
+        closed
     }
 
     fn seal_closed(&self) -> Result<(), SyncError> {
+        let _sealing = lock(&self.sealing);
         for segment in self.closed_segments() {
             self.seal(&segment)?;
         }
@@ -195,9 +217,12 @@ impl Journal {
             summary: segment.index().summary(),
             events: segment.events(),
         });
-        self.put_record(&Record::Sealed(Arc::clone(&sealed))).map_err(as_sync_error)?;
+        {
+            let _syncing = lock(&self.syncing);
+            self.put_record(&Record::Sealed(Arc::clone(&sealed))).map_err(as_sync_error)?;
+        }
         self.set_runs(|runs| {
-            if let Some(run) = runs.iter_mut().find(|run| run.ordinal() == sealed.ordinal) {
+            if let Some(run) = runs.segments.iter_mut().rev().find(|run| run.ordinal() == sealed.ordinal) {
                 *run = Run::Sealed(sealed);
             }
         });
@@ -214,7 +239,7 @@ fn as_append_error(error: SyncError) -> AppendError {
     }
 }
 
-fn as_sync_error(error: AppendError) -> SyncError {
+pub(super) fn as_sync_error(error: AppendError) -> SyncError {
     match error {
         AppendError::Full => SyncError::Full,
         AppendError::Poisoned => SyncError::Poisoned,

@@ -116,7 +116,7 @@ fn write_snapshot(
 ) -> Result<ManifestLog, StorageError> {
     let mut out = Vec::new();
     out.put(&MAGIC);
-    out.u16(1);
+    out.u16(super::VERSION);
     out.u16(104);
     out.u32(0);
     out.put(vm.0.as_bytes());

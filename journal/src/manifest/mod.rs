@@ -1,8 +1,8 @@
 //! The manifest: the sole authority over what belongs to the journal. A log of records on top of a snapshot; a new
 //! snapshot replaces the file by a durable rename.
 //!
-//! ## Layout, version 1; integers are little-endian
-//! Header, 104 bytes: magic `TMMANI01`, version u16 = 1, header bytes u16 = 104, reserved u32 = 0, VM id 16, key 32,
+//! ## Layout, version 2; integers are little-endian
+//! Header, 104 bytes: magic `TMMANI01`, version u16 = 2 (1 is read), header bytes u16 = 104, reserved u32 = 0, VM id 16, key 32,
 //! seq of the first record u64, hash 32 (BLAKE3 keyed with the key, over bytes 0..72).
 //!
 //! Record: magic `TMMR`, kind u16, reserved u16 = 0, body bytes u32, seq u64, durable seq u64 (the highest record seq
@@ -20,14 +20,16 @@
 //! | 7 | durable | seq u64, LSN u64: what is acknowledged; written after the sync it speaks of, itself unsynced |
 //! | 8 | snapshot end | the records before it are the whole state |
 //! | 9 | closed | a clean end; seq u64, LSN u64 |
-//! | 16–18 | reserved: index node, image, pin | a reader that meets them is too old |
+//! | 16 | node | level u16, first ordinal, bytes (0: no part of the journal any more), extents u64; its trailer's hash 32; since version 2 |
+//! | 17, 18 | reserved: image, pin | a reader that meets them is too old |
 //!
 //! Events: see the table kinds of [`crate::frame`]; tag u8 (1 line start, 2 line end, 3 marker, 4 resize, 5 clean
 //! heartbeat), LSN u64, time u64, then: line start {gap from u64, time before u64, cause u32, detail, disks}, line end
 //! {disks}, marker {request id u64, bookmark id, name}, resize {disk u32, bytes u64}; disks are count u32 and u32 each.
 //!
 //! ## History
-//! Version 1: first light.
+//! Version 1: first light. Version 2: nodes. A manifest of version 1 that is written on holds records of version 2 until
+//! its next snapshot; a program of version 1 refuses both.
 
 mod log;
 mod read;
@@ -37,7 +39,7 @@ mod state;
 pub(crate) use log::ManifestLog;
 pub use read::{ManifestError, ManifestRecord, decode};
 pub(crate) use read::{Read, read};
-pub(crate) use record::{Record, Sealed, SegmentOpen};
+pub(crate) use record::{NodeRecord, Record, Sealed, SegmentOpen};
 pub(crate) use state::{DiskState, State};
 
 /// The manifest's file.
@@ -47,6 +49,8 @@ pub const MANIFEST_FILE: &str = "manifest";
 pub(crate) const MANIFEST_NEW_FILE: &str = "manifest.new";
 
 pub(crate) const MAGIC: [u8; 8] = *b"TMMANI01";
+/// The version that is written; older ones are read.
+pub(crate) const VERSION: u16 = 2;
 pub(crate) const HEADER_BYTES: usize = 104;
 pub(crate) const RECORD_MAGIC: [u8; 4] = *b"TMMR";
 pub(crate) const RECORD_HEADER_BYTES: usize = 60;

@@ -5,7 +5,8 @@ use tidemark_proto::ids::VmId;
 
 use super::record::RESERVED_KINDS;
 use super::{
-    HASHED_RECORD_BYTES, HEADER_BYTES, MAGIC, MANIFEST_FILE, RECORD_HEADER_BYTES, RECORD_MAGIC, Record, State,
+    HASHED_RECORD_BYTES, HEADER_BYTES, MAGIC, MANIFEST_FILE, RECORD_HEADER_BYTES, RECORD_MAGIC, Record,
+    State, VERSION,
 };
 use crate::options::limits::MANIFEST_RECORD_MAX_BYTES;
 use crate::recovery::Damage;
@@ -22,6 +23,9 @@ pub enum ManifestError {
     /// Written by a newer version.
     #[error("it holds records of a kind this program does not know (kind {0})")]
     Newer(u16),
+    /// Written by a newer version.
+    #[error("the manifest is of version {0}")]
+    Version(u16),
 }
 
 /// A record as a tool shows it.
@@ -63,17 +67,22 @@ struct Head {
     key: [u8; 32],
     first_seq: u64,
     hash: [u8; 32],
+    version: u16,
 }
 
 fn read_head(bytes: &[u8]) -> Option<Head> {
     let mut reader = Reader::new(bytes);
-    if reader.array()? != MAGIC || reader.u16()? != 1 || reader.u16()? != 104 || reader.u32()? != 0 {
+    if reader.array()? != MAGIC {
+        return None;
+    }
+    let version = reader.u16()?;
+    if reader.u16()? != 104 || reader.u32()? != 0 {
         return None;
     }
     let vm = VmId(uuid_from(reader.array()?));
     let (key, first_seq): ([u8; 32], u64) = (reader.array()?, reader.u64()?);
     let hash = *blake3::keyed_hash(&key, bytes.get(..HEADER_BYTES - 32)?).as_bytes();
-    same_hash(&reader.array()?, &hash).then_some(Head { vm, key, first_seq, hash })
+    same_hash(&reader.array()?, &hash).then_some(Head { vm, key, first_seq, hash, version })
 }
 
 struct RawRecord<'a> {
@@ -118,6 +127,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Read, ManifestError> {
     let head = read_head(bytes).ok_or_else(|| {
         ManifestError::Damaged(damaged(0, HEADER_BYTES as u64, "the header is not as written"))
     })?;
+    if !(1..=VERSION).contains(&head.version) {
+        return Err(ManifestError::Version(head.version));
+    }
     let mut read = Read {
         vm: head.vm,
         key: head.key,

@@ -7,6 +7,7 @@ use tidemark_proto::ids::{CaptureId, ChainHash, DiskId, Generation, Lsn};
 use super::state::DiskState;
 use crate::Position;
 use crate::index::Summary;
+use crate::node::Span;
 use crate::records::DiskRecord;
 use crate::timeline::Event;
 use crate::wire::{Put, Reader, length};
@@ -33,6 +34,16 @@ pub(crate) struct Sealed {
     pub events: Vec<Event>,
 }
 
+/// A merged node, or that there is none any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeRecord {
+    pub span: Span,
+    /// Bytes of its file; 0: it is no part of the journal any more.
+    pub bytes: u64,
+    pub extents: u64,
+    pub hash: [u8; 32],
+}
+
 /// A change of the journal's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Record {
@@ -45,10 +56,11 @@ pub(crate) enum Record {
     Durable { seq: u64, lsn: Lsn },
     SnapshotEnd,
     Closed { seq: u64, lsn: Lsn },
+    Node(NodeRecord),
 }
 
 /// First of the kinds that a later version may write.
-pub(crate) const RESERVED_KINDS: u16 = 16;
+pub(crate) const RESERVED_KINDS: u16 = 17;
 
 impl Record {
     pub(crate) fn kind(&self) -> u16 {
@@ -62,6 +74,7 @@ impl Record {
             Self::Durable { .. } => 7,
             Self::SnapshotEnd => 8,
             Self::Closed { .. } => 9,
+            Self::Node(_) => 16,
         }
     }
 
@@ -96,6 +109,13 @@ impl Record {
                 out.u64(lsn.0);
             }
             Self::SnapshotEnd => {}
+            Self::Node(node) => {
+                out.u16(node.span.level);
+                out.u64(node.span.first);
+                out.u64(node.bytes);
+                out.u64(node.extents);
+                out.put(&node.hash);
+            }
         }
     }
 
@@ -117,6 +137,12 @@ impl Record {
             7 => Self::Durable { seq: reader.u64()?, lsn: Lsn(reader.u64()?) },
             8 => Self::SnapshotEnd,
             9 => Self::Closed { seq: reader.u64()?, lsn: Lsn(reader.u64()?) },
+            16 => {
+                let span = Span { level: reader.u16()?, first: reader.u64()? };
+                let (bytes, extents) = (reader.u64()?, reader.u64()?);
+                let node = NodeRecord { span, bytes, extents, hash: reader.array()? };
+                Self::Node(span.is_aligned().then_some(node)?)
+            }
             _ => return None,
         };
         reader.end()?;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::Lsn;
 
-use super::{Record, Sealed, SegmentOpen};
+use super::{NodeRecord, Record, Sealed, SegmentOpen};
+use crate::node::Span;
 use crate::records::DiskRecord;
 
 /// A disk and the sizes it was told to have.
@@ -25,6 +26,8 @@ pub(crate) struct State {
     /// By ordinal, which is log order.
     pub sealed: BTreeMap<u64, Arc<Sealed>>,
     pub open: BTreeMap<u64, SegmentOpen>,
+    /// Merged nodes, lower levels first.
+    pub nodes: BTreeMap<Span, NodeRecord>,
     /// Highest ordinal ever given.
     pub last_ordinal: u64,
     /// Acknowledged at least up to here.
@@ -64,6 +67,12 @@ impl State {
             }
             Record::Durable { seq, lsn } | Record::Closed { seq, lsn } => self.durable(*seq, *lsn),
             Record::SnapshotEnd => {}
+            Record::Node(node) if node.bytes == 0 => {
+                self.nodes.remove(&node.span);
+            }
+            Record::Node(node) => {
+                self.nodes.insert(node.span, *node);
+            }
         }
     }
 
@@ -79,6 +88,7 @@ impl State {
         records.extend(self.notes.iter().map(|(key, value)| Record::Note(key.clone(), value.clone())));
         records.extend(self.sealed.values().cloned().map(Record::Sealed));
         records.extend(self.open.values().copied().map(Record::Open));
+        records.extend(self.nodes.values().copied().map(Record::Node));
         // Keeps the highest ordinal when its segment was dropped, so that it is not given again.
         if self.last_ordinal > 0 && !self.open.contains_key(&self.last_ordinal) {
             records.push(Record::Dropped(self.last_ordinal));

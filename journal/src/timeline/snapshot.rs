@@ -6,7 +6,7 @@ use tidemark_proto::ids::{DiskId, Lsn};
 
 use super::{Gap, History, Horizon, Marker, Point, Refused, RefusedCause, TimelineError, Window};
 use crate::error::ReadError;
-use crate::journal::Run;
+use crate::journal::Runs;
 use crate::view::Source;
 
 /// A snapshot of what can be recovered, of what is durable only. Cheap to take and to clone.
@@ -14,7 +14,7 @@ use crate::view::Source;
 pub struct Timeline {
     history: Arc<History>,
     horizon: Option<Horizon>,
-    runs: Arc<Vec<Run>>,
+    runs: Arc<Runs>,
     source: Arc<Source>,
 }
 
@@ -22,7 +22,7 @@ impl Timeline {
     pub(crate) fn new(
         history: Arc<History>,
         horizon: Option<Horizon>,
-        runs: Arc<Vec<Run>>,
+        runs: Arc<Runs>,
         source: Arc<Source>,
     ) -> Self {
         Self { history, horizon, runs, source }
@@ -182,7 +182,7 @@ impl Timeline {
     }
 
     fn last_lsn_at(&self, time_us: u64) -> Result<Lsn, ReadError> {
-        for run in self.runs.iter().rev() {
+        for run in self.runs.segments.iter().rev() {
             let summary = run.summary();
             if summary.first_lsn > 0 && summary.first_time_us <= time_us {
                 return Ok(self.source.lsn_at(run, time_us)?.unwrap_or(Lsn(summary.first_lsn)));
@@ -197,7 +197,7 @@ impl Timeline {
     /// # Errors
     /// When the index cannot be read.
     pub fn time_of(&self, lsn: Lsn) -> Result<u64, ReadError> {
-        for run in self.runs.iter().rev() {
+        for run in self.runs.segments.iter().rev() {
             let summary = run.summary();
             if summary.first_lsn > 0 && summary.first_lsn <= lsn.0 && lsn.0 <= summary.last_lsn {
                 return Ok(self.source.time(run, lsn)?.unwrap_or(0));

@@ -1,17 +1,24 @@
 //! The content of disks as of an LSN.
 
 mod cache;
+mod files;
+mod nodes;
+mod payload;
 mod resolve;
 mod source;
+mod window;
 
 use std::sync::Arc;
 
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
+pub(crate) use files::FileKey;
+use payload::Payload;
 pub(crate) use resolve::rank;
-use resolve::{Ranked, resolve};
+use resolve::{Content, Ranked, resolve};
 pub(crate) use source::Source;
+pub(crate) use window::Window;
 
 use crate::error::ViewError;
 use crate::wire::size;
@@ -85,15 +92,16 @@ impl View {
         let pieces = resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)?;
         let end = offset.saturating_add(buffer.len() as u64);
         let mut rest = buffer;
+        let mut payload = Payload::new(&self.inner.source);
         for piece in pieces {
             let piece_from = (piece.start * SECTOR_BYTES).max(offset);
             let piece_to = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end);
             let (out, next) = rest.split_at_mut_checked(size(piece_to - piece_from)).unwrap_or_default();
-            match piece.bytes {
-                None => out.fill(0),
-                Some(mut place) => {
+            match piece.content {
+                Content::Unwritten | Content::Zero => out.fill(0),
+                Content::Payload(mut place) => {
                     place.offset += piece_from - piece.start * SECTOR_BYTES;
-                    self.inner.source.payload(&place, out)?;
+                    payload.read(&place, out)?;
                 }
             }
             rest = next;
@@ -112,7 +120,10 @@ impl View {
         for piece in resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)? {
             let start = (piece.start * SECTOR_BYTES).max(offset);
             let bytes = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end) - start;
-            let kind = if piece.bytes.is_some() { ExtentKind::Data } else { ExtentKind::Zero };
+            let kind = match piece.content {
+                Content::Payload(_) => ExtentKind::Data,
+                Content::Unwritten | Content::Zero => ExtentKind::Zero,
+            };
             match extents.last_mut() {
                 Some(last) if last.kind == kind => last.bytes += bytes,
                 _ => extents.push(Extent { offset: start, bytes, kind }),

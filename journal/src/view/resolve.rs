@@ -1,45 +1,41 @@
-//! Which version of each sector of a chunk a view shows.
+//! Which version of each sector a view shows.
 //!
 //! Runs are asked newest first. The winner of a sector is the entry with the highest (LSN, segment, arrival) up to the
 //! view's LSN. Base blocks arrive late with the low LSN of their line, so a hit in a newer run does not end the
 //! search by itself: it ends once every sector has a winner whose LSN no older run can exceed.
 
-use std::ops::ControlFlow;
-
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
+use super::payload::Bytes;
 use super::source::Source;
+use super::window::{WINDOW_SECTORS, Window};
 use crate::error::ReadError;
-use crate::index::{CHUNK_SECTORS, IndexEntry, Place};
+use crate::index::Place;
 use crate::journal::Run;
-use crate::wire::size;
+use crate::node::Extent;
 
 /// A run of sectors from one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Piece {
     pub start: u64,
     pub sectors: u64,
-    /// `None`: zeroes.
-    pub bytes: Option<Bytes>,
+    pub content: Content,
 }
 
-/// Where the bytes of a piece lie.
+/// What a piece holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bytes {
-    pub segment: u64,
-    /// Byte of the segment at which the frame's payload begins.
-    pub payload_start: u64,
-    pub payload_sectors: u64,
-    /// Byte of the payload.
-    pub offset: u64,
+pub(crate) enum Content {
+    /// No run has a version of it.
+    Unwritten,
+    Zero,
+    Payload(Bytes),
 }
 
 /// A run with what is needed to skip it.
 #[derive(Debug, Clone)]
 pub(crate) struct Ranked {
     pub run: Run,
-    pub min_lsn: u64,
     /// The highest LSN of an entry in any older run.
     pub older_max_lsn: u64,
 }
@@ -51,7 +47,7 @@ pub(crate) fn rank(runs: &[Run], lsn: Lsn) -> Vec<Ranked> {
     for run in runs {
         let summary = run.summary();
         if summary.min_entry_lsn <= lsn.0 || matches!(run, Run::Open(_)) {
-            ranked.push(Ranked { run: run.clone(), min_lsn: summary.min_entry_lsn, older_max_lsn });
+            ranked.push(Ranked { run: run.clone(), older_max_lsn });
             // An open segment may still grow; what it may hold up to the view's LSN is bounded by that LSN alone.
             let most = if matches!(run, Run::Open(_)) { lsn.0 } else { summary.max_entry_lsn.min(lsn.0) };
             older_max_lsn = older_max_lsn.max(most);
@@ -60,96 +56,31 @@ pub(crate) fn rank(runs: &[Run], lsn: Lsn) -> Vec<Ranked> {
     ranked
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Winner {
-    order: (u64, u64, u32),
-    entry: IndexEntry,
-}
-
-const _: () = assert!(CHUNK_SECTORS == 128, "one winner per sector of a chunk");
-
-/// The sectors of one chunk while they find their winners.
-struct Chunk {
-    start: u64,
-    winners: [Option<Winner>; 128],
-    from: usize,
-    to: usize,
-    uncovered: usize,
-    /// The lowest LSN of a winner, once all sectors have one.
-    floor: Option<u64>,
-}
-
-impl Chunk {
-    fn new(chunk: u64, from: u64, to: u64) -> Self {
-        let start = chunk * CHUNK_SECTORS;
-        let (from, to) = (size(from - start), size(to - start));
-        let winners = [None; 128];
-        Self { start, winners, from, to, uncovered: to - from, floor: None }
-    }
-
-    fn offer(&mut self, entry: &IndexEntry, segment: u64) {
-        let order = (entry.lsn.0, segment, entry.arrival);
-        let from = size(entry.start.saturating_sub(self.start)).max(self.from);
-        let to = size(entry.end().saturating_sub(self.start)).min(self.to);
-        let mut changed = false;
-        for winner in self.winners.iter_mut().take(to).skip(from) {
-            match winner {
-                Some(winner) if winner.order >= order => continue,
-                None => self.uncovered -= 1,
-                Some(_) => {}
-            }
-            *winner = Some(Winner { order, entry: *entry });
-            changed = true;
+fn content(version: Option<&Extent>, sector: u64) -> Content {
+    match version.map(|version| (version.place, version)) {
+        None => Content::Unwritten,
+        Some((Place::Zero { .. }, _)) => Content::Zero,
+        Some((Place::Payload { payload_start, payload_sectors, offset_sectors }, version)) => {
+            Content::Payload(Bytes {
+                segment: version.segment,
+                payload_start: payload_start.into(),
+                payload_sectors: payload_sectors.into(),
+                offset: (u64::from(offset_sectors) + (sector - version.start)) * SECTOR_BYTES,
+            })
         }
-        if changed && self.uncovered == 0 {
-            let wanted = self.winners.iter().take(self.to).skip(self.from);
-            self.floor = wanted.flatten().map(|winner| winner.order.0).min();
-        }
-    }
-
-    /// Whether nothing with an LSN of at most `lsn` can win any more, but for a tie at a later arrival.
-    fn settled(&self, lsn: u64) -> bool {
-        self.floor.is_some_and(|floor| floor >= lsn)
-    }
-
-    fn pieces(&self, out: &mut Vec<Piece>) {
-        let sectors = self.start + self.from as u64..;
-        for (sector, winner) in sectors.zip(self.winners.iter().take(self.to).skip(self.from)) {
-            push(
-                out,
-                Piece {
-                    start: sector,
-                    sectors: 1,
-                    bytes: winner.as_ref().and_then(|winner| bytes(winner, sector)),
-                },
-            );
-        }
-    }
-}
-
-fn bytes(winner: &Winner, sector: u64) -> Option<Bytes> {
-    match winner.entry.place {
-        Place::Zero { .. } => None,
-        Place::Payload { payload_start, payload_sectors, offset_sectors } => Some(Bytes {
-            segment: winner.order.1,
-            payload_start: payload_start.into(),
-            payload_sectors: payload_sectors.into(),
-            offset: (u64::from(offset_sectors) + (sector - winner.entry.start)) * SECTOR_BYTES,
-        }),
     }
 }
 
 /// Appends a piece, merged with the last one where both are one run of bytes.
 fn push(out: &mut Vec<Piece>, piece: Piece) {
     if let Some(last) = out.last_mut() {
-        let merges = match (last.bytes, piece.bytes) {
-            (None, None) => true,
-            (Some(a), Some(b)) => {
+        let merges = match (last.content, piece.content) {
+            (Content::Payload(a), Content::Payload(b)) => {
                 a.segment == b.segment
                     && a.payload_start == b.payload_start
                     && a.offset + last.sectors * SECTOR_BYTES == b.offset
             }
-            _ => false,
+            (a, b) => a == b,
         };
         if merges && last.start + last.sectors == piece.start {
             last.sectors += piece.sectors;
@@ -169,27 +100,20 @@ pub(crate) fn resolve(
     to: u64,
 ) -> Result<Vec<Piece>, ReadError> {
     let mut pieces = Vec::new();
+    let mut window = Window::new(disk, from, from);
     let mut at = from;
     while at < to {
-        let number = at / CHUNK_SECTORS;
-        let until = ((number + 1) * CHUNK_SECTORS).min(to);
-        let mut chunk = Chunk::new(number, at, until);
+        let until = (at / WINDOW_SECTORS + 1).saturating_mul(WINDOW_SECTORS).min(to);
+        window.move_to(at, until);
         for ranked in runs.iter().rev() {
-            let segment = ranked.run.ordinal();
-            if ranked.min_lsn <= lsn.0 || matches!(ranked.run, Run::Open(_)) {
-                source.lookup(&ranked.run, disk, number, lsn, &mut |entry| {
-                    if chunk.settled(entry.lsn.0.saturating_add(1)) {
-                        return ControlFlow::Break(());
-                    }
-                    chunk.offer(entry, segment);
-                    ControlFlow::Continue(())
-                })?;
-            }
-            if chunk.settled(ranked.older_max_lsn) {
+            source.lookup(&ranked.run, lsn, &mut window)?;
+            if window.all_settled(ranked.older_max_lsn) {
                 break;
             }
         }
-        chunk.pieces(&mut pieces);
+        for (start, sectors, version) in window.runs() {
+            push(&mut pieces, Piece { start, sectors, content: content(version, start) });
+        }
         at = until;
     }
     Ok(pieces)
@@ -232,7 +156,8 @@ mod tests {
     fn segments(runs: &[Ranked]) -> Vec<(u64, u64, u64)> {
         let source = Source::new(Arc::new(SimStorage::new(1)), [0; 32], 0);
         let pieces = resolve(&source, runs, Lsn(9), DiskId(1), 0, 8).unwrap();
-        let segment = |piece: &Piece| piece.bytes.map_or(0, |bytes| bytes.segment);
+        let segment =
+            |piece: &Piece| if let Content::Payload(bytes) = piece.content { bytes.segment } else { 0 };
         pieces.iter().map(|piece| (piece.start, piece.sectors, segment(piece))).collect()
     }
 

@@ -1,88 +1,99 @@
-//! Where views and timelines read from: leaf pages and payload, verified, through a cache.
+//! Where views and timelines read from: the parts of leaf indexes, verified, through a cache.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
-use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tidemark_proto::ids::{DiskId, Lsn};
-use tidemark_proto::limits::{CHECKSUM_PIECE_BYTES, SECTOR_BYTES};
+use tidemark_proto::ids::Lsn;
 
 use super::cache::{Cache, Cached, Part};
-use super::resolve::Bytes;
+use super::files::{FileKey, Files};
+use super::window::Window;
 use crate::error::ReadError;
 use crate::index::{IndexEntry, Key, touching};
 use crate::journal::Run;
 use crate::leaf::{self, Directory, LeafError, leaf_name};
 use crate::manifest::Sealed;
-use crate::options::limits::OPEN_FILES_MAX;
+use crate::node::{Extent, Span};
 use crate::recovery::Damage;
-use crate::segment::segment_name;
 use crate::storage::{Storage, StorageFile};
 use crate::wire::size;
 
 /// Reads of one journal.
 #[derive(Debug)]
 pub(crate) struct Source {
-    storage: Arc<dyn Storage>,
-    key: [u8; 32],
+    pub(super) key: [u8; 32],
+    files: Files,
     cache: Mutex<Cache>,
-    files: Mutex<VecDeque<(String, Arc<dyn StorageFile>)>>,
+    pub(super) broken: Mutex<Broken>,
+}
+
+/// Nodes that are damaged.
+#[derive(Debug, Default)]
+pub(super) struct Broken {
+    /// Not to be read.
+    pub nodes: BTreeSet<Span>,
+    /// Of them, those that nobody has been told of.
+    pub news: BTreeSet<Span>,
 }
 
 impl Source {
     pub(crate) fn new(storage: Arc<dyn Storage>, key: [u8; 32], cache_bytes: usize) -> Self {
-        Self { storage, key, cache: Mutex::new(Cache::new(cache_bytes)), files: Mutex::new(VecDeque::new()) }
+        let cache = Mutex::new(Cache::new(cache_bytes));
+        Self { key, files: Files::new(storage), cache, broken: Mutex::default() }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn cache_bytes(&self) -> usize {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).bytes()
+        self.cache().bytes()
     }
 
-    fn file(&self, name: &str) -> Result<Arc<dyn StorageFile>, ReadError> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = files.iter().position(|(open, _)| open == name)
-            && let Some(entry) = files.remove(at)
-        {
-            let file = Arc::clone(&entry.1);
-            files.push_back(entry);
-            return Ok(file);
+    /// The file of that name is another now, as written.
+    pub(crate) fn forget(&self, file: FileKey) {
+        self.files.forget(file);
+        if let FileKey::Node(span) = file {
+            self.broken().nodes.remove(&span);
         }
-        let file = self.storage.open(name)?;
-        files.push_back((name.to_owned(), Arc::clone(&file)));
-        if files.len() > OPEN_FILES_MAX {
-            files.pop_front();
-        }
-        Ok(file)
     }
 
-    fn cached<T>(
+    pub(super) fn file(&self, key: FileKey) -> Result<Arc<dyn StorageFile>, ReadError> {
+        Ok(self.files.get(key)?)
+    }
+
+    pub(super) fn cached<T>(
         &self,
-        ordinal: u64,
+        file: FileKey,
         part: Part,
         pick: impl Fn(Cached) -> Option<T>,
         load: impl FnOnce() -> Result<Cached, ReadError>,
     ) -> Result<Option<T>, ReadError> {
-        let found = self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(ordinal, part);
+        let found = self.cache().get(file, part);
         if let Some(found) = found {
             return Ok(pick(found));
         }
         // Two threads may load the same page; both are right.
         let loaded = load()?;
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).put(ordinal, part, loaded.clone());
+        self.cache().put(file, part, loaded.clone());
         Ok(pick(loaded))
     }
 
-    fn part(&self, ordinal: u64, offset: u64, bytes: usize) -> Result<Vec<u8>, ReadError> {
+    pub(super) fn bytes(&self, file: FileKey, offset: u64, bytes: usize) -> Result<Vec<u8>, ReadError> {
         let mut buffer = vec![0; bytes];
-        self.file(&leaf_name(ordinal))?.read_at(offset, &mut buffer)?;
+        self.file(file)?.read_at(offset, &mut buffer)?;
         Ok(buffer)
+    }
+
+    fn part(&self, ordinal: u64, offset: u64, bytes: usize) -> Result<Vec<u8>, ReadError> {
+        self.bytes(FileKey::Leaf(ordinal), offset, bytes)
     }
 
     fn directory(&self, sealed: &Sealed) -> Result<Arc<Directory>, ReadError> {
         let ordinal = sealed.ordinal;
         let pick = |cached| if let Cached::Directory(found) = cached { Some(found) } else { None };
-        let found = self.cached(ordinal, Part::Directory, pick, || {
+        let found = self.cached(FileKey::Leaf(ordinal), Part::Directory, pick, || {
             let head = self.part(ordinal, 0, leaf::HEADER_BYTES)?;
             let more = leaf::directory_bytes(&head).ok_or_else(|| broken(ordinal, "no leaf begins here"))?;
             let total = leaf::HEADER_BYTES.saturating_add(more);
@@ -108,7 +119,7 @@ impl Source {
     ) -> Result<Arc<Vec<IndexEntry>>, ReadError> {
         let pick = |cached| if let Cached::Entries(found) = cached { Some(found) } else { None };
         let part = page.map_or(Part::Wide, Part::Entries);
-        let found = self.cached(ordinal, part, pick, || {
+        let found = self.cached(FileKey::Leaf(ordinal), part, pick, || {
             let entries = match page {
                 None => {
                     let page = &directory.wide;
@@ -126,42 +137,62 @@ impl Source {
         found.ok_or_else(|| broken(ordinal, "no such page"))
     }
 
-    /// Calls `found` with the entries of a chunk up to an LSN, newest first, then the wide ranges that touch it.
-    pub(crate) fn lookup(
-        &self,
-        run: &Run,
-        disk: DiskId,
-        chunk: u64,
-        lsn: Lsn,
-        found: &mut dyn FnMut(&IndexEntry) -> ControlFlow<()>,
-    ) -> Result<(), ReadError> {
-        let sealed = match run {
+    /// Offers a window the versions up to an LSN that a run has of its sectors.
+    pub(crate) fn lookup(&self, run: &Run, lsn: Lsn, window: &mut Window) -> Result<(), ReadError> {
+        match run {
             Run::Open(segment) => {
-                segment.index().lookup(disk, chunk, lsn, found);
-                return Ok(());
+                segment.index().lookup(lsn, window, segment.ordinal);
+                Ok(())
             }
-            Run::Sealed(sealed) => sealed,
-        };
+            Run::Sealed(sealed) => self.lookup_leaf(sealed, lsn, window),
+            Run::Node(node) => self.lookup_node(node, lsn, window),
+        }
+    }
+
+    /// Of each chunk the newest come first, so a chunk is left as soon as no older one can win.
+    fn lookup_leaf(&self, sealed: &Sealed, lsn: Lsn, window: &mut Window) -> Result<(), ReadError> {
         let directory = self.directory(sealed)?;
-        let from: Key = (disk.0, chunk, Reverse(lsn.0), Reverse(u32::MAX));
-        let to: Key = (disk.0, chunk, Reverse(0), Reverse(0));
+        let disk = window.disk();
+        let chunks = window.chunks();
+        let begin = |chunk| -> Key { (disk.0, chunk, Reverse(lsn.0), Reverse(u32::MAX)) };
+        let end = begin(chunks.end);
+        let mut from = begin(chunks.start);
         let first = directory.pages.partition_point(|page| page.first <= from).saturating_sub(1);
-        'pages: for (number, page) in directory.pages.iter().enumerate().skip(first) {
-            if page.first > to {
+        for (number, page) in directory.pages.iter().enumerate().skip(first) {
+            if page.first >= end || from >= end {
                 break;
             }
+            if directory.pages.get(number + 1).is_some_and(|next| next.first <= from) {
+                continue;
+            }
             let entries = self.entries(sealed.ordinal, &directory, Some(number))?;
-            let start = entries.partition_point(|entry| entry.key() < from);
-            for entry in entries.iter().skip(start) {
-                if entry.key() > to || found(entry).is_break() {
-                    break 'pages;
+            let mut rest = entries.as_slice();
+            loop {
+                let skipped = rest.partition_point(|entry| entry.key() < from);
+                rest = rest.get(skipped..).unwrap_or_default();
+                let Some(entry) = rest.first().filter(|entry| entry.key() < end) else { break };
+                let chunk = entry.chunk();
+                // The versions above the view's LSN come first.
+                if entry.lsn > lsn {
+                    from = begin(chunk);
+                    continue;
                 }
+                let mut taken = 0;
+                for entry in rest.iter().take_while(|entry| entry.disk == disk && entry.chunk() == chunk) {
+                    if window.settled(chunk, entry.lsn.0.saturating_add(1)) {
+                        from = begin(chunk.saturating_add(1));
+                        break;
+                    }
+                    window.offer(&Extent::of(entry, sealed.ordinal));
+                    taken += 1;
+                }
+                rest = rest.get(taken..).unwrap_or_default();
             }
         }
         if directory.wide.bytes > 0 {
             let wide = self.entries(sealed.ordinal, &directory, None)?;
-            for entry in touching(&wide, disk, chunk, lsn) {
-                let _ = found(entry);
+            for entry in touching(&wide, window, lsn) {
+                window.offer(&Extent::of(entry, sealed.ordinal));
             }
         }
         Ok(())
@@ -172,6 +203,7 @@ impl Source {
         let Some(at) = lsn.0.checked_sub(run.summary().first_lsn) else { return Ok(None) };
         match run {
             Run::Open(segment) => Ok(segment.index().times().get(size(at)).copied()),
+            Run::Node(_) => Ok(None),
             Run::Sealed(sealed) => {
                 let directory = self.directory(sealed)?;
                 let page = size(at) / leaf::TIMES_PER_PAGE;
@@ -186,6 +218,7 @@ impl Source {
         let first = run.summary().first_lsn;
         let before = match run {
             Run::Open(segment) => segment.index().times().partition_point(|time| *time <= time_us),
+            Run::Node(_) => return Ok(None),
             Run::Sealed(sealed) => {
                 let directory = self.directory(sealed)?;
                 let pages = directory.times.partition_point(|page| page.first <= time_us);
@@ -199,7 +232,7 @@ impl Source {
 
     fn times(&self, ordinal: u64, directory: &Directory, page: usize) -> Result<Arc<Vec<u64>>, ReadError> {
         let pick = |cached| if let Cached::Times(found) = cached { Some(found) } else { None };
-        let found = self.cached(ordinal, Part::Times(page), pick, || {
+        let found = self.cached(FileKey::Leaf(ordinal), Part::Times(page), pick, || {
             let page = directory.times.get(page).ok_or_else(|| broken(ordinal, "no such page"))?;
             let bytes = self.part(ordinal, page.offset, page.bytes)?;
             let times = leaf::decode_times(page, &bytes, &self.key);
@@ -207,60 +240,6 @@ impl Source {
         })?;
         found.ok_or_else(|| broken(ordinal, "no such page"))
     }
-
-    /// Fills `out` with payload from `place` on, every checksum piece it touches verified.
-    pub(crate) fn payload(&self, place: &Bytes, out: &mut [u8]) -> Result<(), ReadError> {
-        const PIECE: u64 = CHECKSUM_PIECE_BYTES as u64;
-        let name = segment_name(place.segment);
-        let file = self.file(&name)?;
-        let total = place.payload_sectors * SECTOR_BYTES;
-        let end = (place.offset + out.len() as u64).min(total);
-        let first = place.offset / PIECE;
-        let from = first * PIECE;
-        let to = end.next_multiple_of(PIECE).min(total);
-        let checksums_start = place
-            .payload_start
-            .checked_sub(total.div_ceil(PIECE) * 4)
-            .ok_or_else(|| outside(&name, place))?;
-        let mut checksums = vec![0; size((to - from).div_ceil(PIECE) * 4)];
-        file.read_at(checksums_start + first * 4, &mut checksums)?;
-        let checksums: Vec<u32> =
-            checksums.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        // A read of whole pieces lands where it is wanted; others go through a buffer.
-        let whole = from == place.offset && (to - from) == out.len() as u64;
-        let mut around = Vec::new();
-        let pieces: &mut [u8] = if whole {
-            &mut *out
-        } else {
-            around.resize(size(to - from), 0);
-            &mut around
-        };
-        file.read_at(place.payload_start + from, pieces)?;
-        if let Some(at) = crate::frame::payload_damage(pieces, &checksums) {
-            return Err(ReadError::Damaged(Damage {
-                file: name,
-                offset: place.payload_start + from + at as u64,
-                bytes: PIECE.min(to - from - at as u64),
-                problem: "a checksum of the payload does not match".to_owned(),
-            }));
-        }
-        if !whole {
-            let skip = size(place.offset - from);
-            let found =
-                around.get(skip..skip.saturating_add(out.len())).ok_or_else(|| outside(&name, place))?;
-            out.copy_from_slice(found);
-        }
-        Ok(())
-    }
-}
-
-fn outside(name: &str, place: &Bytes) -> ReadError {
-    ReadError::Damaged(Damage {
-        file: name.to_owned(),
-        offset: place.payload_start,
-        bytes: 0,
-        problem: "an index entry points outside its frame".to_owned(),
-    })
 }
 
 fn damaged(ordinal: u64, error: &LeafError) -> ReadError {
