@@ -10,6 +10,7 @@
 //! - [`recovery`]: what an unclean end means, as a decision table.
 //! - [`timeline`]: which LSNs and times are recovery points, and which are in gaps.
 //! - [`view`]: the content of a disk as of an LSN.
+//! - [`store`]: chunks that all VMs share, compressed and encrypted.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
 
@@ -27,6 +28,7 @@ mod records;
 pub mod recovery;
 pub mod segment;
 pub mod storage;
+pub mod store;
 pub mod timeline;
 mod verify;
 pub mod view;
