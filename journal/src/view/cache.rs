@@ -1,6 +1,6 @@
 //! Decoded parts of leaf indexes and nodes, and checksums of frames, least recently used out first, bounded by bytes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::files::FileKey;
@@ -50,14 +50,14 @@ impl Cached {
 pub(crate) struct Cache {
     most_bytes: usize,
     bytes: usize,
-    tick: u64,
+    uses: u64,
+    /// With the number of their last use.
     parts: HashMap<(FileKey, Part), (u64, Cached)>,
-    order: BTreeMap<u64, (FileKey, Part)>,
 }
 
 impl Cache {
     pub(crate) fn new(most_bytes: usize) -> Self {
-        Self { most_bytes, bytes: 0, tick: 0, parts: HashMap::new(), order: BTreeMap::new() }
+        Self { most_bytes, bytes: 0, uses: 0, parts: HashMap::new() }
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -65,26 +65,32 @@ impl Cache {
     }
 
     pub(crate) fn get(&mut self, file: FileKey, part: Part) -> Option<Cached> {
-        self.tick += 1;
-        let (tick, cached) = self.parts.get_mut(&(file, part))?;
-        self.order.remove(tick);
-        *tick = self.tick;
-        self.order.insert(self.tick, (file, part));
+        self.uses += 1;
+        let (used, cached) = self.parts.get_mut(&(file, part))?;
+        *used = self.uses;
         Some(cached.clone())
     }
 
     pub(crate) fn put(&mut self, file: FileKey, part: Part, cached: Cached) {
-        self.tick += 1;
+        self.uses += 1;
         self.bytes += cached.bytes();
-        self.order.insert(self.tick, (file, part));
-        if let Some((tick, old)) = self.parts.insert((file, part), (self.tick, cached)) {
-            self.order.remove(&tick);
+        if let Some((_, old)) = self.parts.insert((file, part), (self.uses, cached)) {
             self.bytes -= old.bytes();
         }
-        while self.bytes > self.most_bytes
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            if let Some((_, old)) = self.parts.remove(&oldest) {
+        if self.bytes > self.most_bytes {
+            self.make_room();
+        }
+    }
+
+    /// Drops those that were used longest ago until a quarter is free: rare and in one go, so that a use is only a number.
+    fn make_room(&mut self) {
+        let mut oldest: Vec<_> = self.parts.iter().map(|(key, (used, _))| (*used, *key)).collect();
+        oldest.sort_unstable();
+        for (_, key) in oldest {
+            if self.bytes <= self.most_bytes / 4 * 3 {
+                return;
+            }
+            if let Some((_, old)) = self.parts.remove(&key) {
                 self.bytes -= old.bytes();
             }
         }
@@ -98,13 +104,14 @@ mod tests {
     #[test]
     fn the_least_recently_used_part_goes_first_and_the_bound_holds() {
         let part = || Cached::Times(Arc::new(vec![0; 16]));
-        let mut cache = Cache::new(3 * part().bytes());
-        for ordinal in 0..3 {
+        let mut cache = Cache::new(4 * part().bytes());
+        for ordinal in 0..4 {
             cache.put(FileKey::Leaf(ordinal), Part::Wide, part());
         }
         assert!(cache.get(FileKey::Leaf(0), Part::Wide).is_some());
         cache.put(FileKey::Leaf(3), Part::Wide, part());
-        cache.put(FileKey::Leaf(3), Part::Wide, part());
+        assert_eq!(cache.bytes(), 4 * part().bytes());
+        cache.put(FileKey::Leaf(4), Part::Wide, part());
         assert!(cache.get(FileKey::Leaf(1), Part::Wide).is_none(), "1 was used longest ago");
         assert!(
             cache.get(FileKey::Leaf(0), Part::Wide).is_some()
