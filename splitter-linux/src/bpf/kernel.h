@@ -103,6 +103,7 @@ struct request {
 	u32 cmd_flags;
 	u32 __data_len;
 	u64 __sector;
+	u64 start_time_ns;
 	struct bio *bio;
 } CORE;
 

@@ -9,13 +9,13 @@ use tidemark_splitter_core::capture::{Control, ControlError, KernelStatus, Mode,
 
 use super::layout::{ControlPage, STATE_FULL};
 use super::pinned::Pinned;
-use super::witness::SlotWitness;
+use super::witness::Witnesses;
 
 /// Switches the kernel side between its modes. Several may exist; all act on the same pinned state.
 #[derive(Debug)]
 pub struct TapControl {
     pub(crate) pinned: Arc<Pinned>,
-    pub(crate) witnesses: Vec<SlotWitness>,
+    pub(crate) witnesses: Witnesses,
 }
 
 /// Ends the generation, as the programs do: only from full mode, so the first cause stays.

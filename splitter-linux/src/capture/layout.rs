@@ -1,4 +1,4 @@
-//! Memory shared with the eBPF programs and between processes: the mirror of `src/bpf/tap.bpf.c`.
+//! Memory shared with the eBPF programs and between processes: the mirror of `src/bpf/{tables,records,dirty}.h`.
 //!
 //! Everything is little-endian, naturally aligned, and lives in pinned maps until they are unpinned or the machine
 //! restarts. [`LAYOUT_VERSION`] changes with any of it; a capture pinned with another version is replaced.
@@ -53,7 +53,8 @@ pub(crate) struct ControlPage {
     pub(crate) state: AtomicU64,
     pub(crate) cause: AtomicU64,
     pub(crate) generation_start: AtomicU64,
-    pub(crate) reserved: AtomicU64,
+    /// How often a CPU ran out of notes about completions: the counters of completions are in doubt.
+    pub(crate) doubts: AtomicU64,
     pub(crate) misses: [AtomicU64; CAUSES],
 }
 

@@ -148,7 +148,7 @@ impl Pinned {
             state: AtomicU64::new(0),
             cause: AtomicU64::new(0),
             generation_start: AtomicU64::new(0),
-            reserved: AtomicU64::new(0),
+            doubts: AtomicU64::new(0),
             misses: [const { AtomicU64::new(0) }; super::layout::CAUSES],
         };
         self.control.at(0).unwrap_or(&NONE)

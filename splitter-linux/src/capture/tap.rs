@@ -22,7 +22,7 @@ use super::layout::{
 use super::pinned::{self, Found, Pinned};
 use super::ring::TapRing;
 use super::scratch::Scratch;
-use super::witness::{self, SlotWitness};
+use super::witness::{self, Witnesses};
 use super::{bpffs, self_test, sys};
 use crate::disks::{self, Disk};
 
@@ -129,7 +129,7 @@ impl LinuxCapture {
         let ring = new_ring(&pinned)?;
         Ok(Self {
             ring,
-            control: TapControl { pinned: Arc::clone(&pinned), witnesses: Vec::new() },
+            control: TapControl { pinned: Arc::clone(&pinned), witnesses: Witnesses::default() },
             maps: TapMaps::new(Arc::clone(&pinned)),
             pinned,
         })
@@ -160,8 +160,7 @@ impl LinuxCapture {
     fn watch(&mut self, disk: &CapturedDisk) {
         let (major, minor) = (disk.device >> 20, disk.device & 0xf_ffff);
         let sys_path = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-        self.control.witnesses.retain(|witness| witness.slot != disk.slot.0);
-        self.control.witnesses.push(SlotWitness { slot: disk.slot.0, sys_path });
+        self.control.witnesses.add(disk.slot.0, sys_path);
     }
 
     /// Names this loaded capture.
@@ -242,7 +241,7 @@ impl LinuxCapture {
         let held = captured(slot.0, meta).ok_or(CaptureError::NoDisk(slot.0))?;
         meta.retired_at.store(u64::MAX, Ordering::Release);
         meta.state.store(SLOT_RETIRED, Ordering::Release);
-        self.control.witnesses.retain(|witness| witness.slot != slot.0);
+        self.control.witnesses.remove(slot.0);
         self.retire(slot.0, held.device, meta)
     }
 

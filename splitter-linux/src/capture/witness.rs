@@ -3,7 +3,7 @@
 //! The tap counts completed sectors before the block layer does (`blk_update_request` traces, then accounts), so the
 //! sectors in `/sys/block/DISK/stat` can never be ahead of the tap's unless a completion was missed: programs are
 //! skipped when they would nest in themselves on one CPU (`recursion_misses`), which the tap's second program for
-//! completions makes good, but for nesting three deep. A missed issue needs no witness: its completion names a request
+//! completions makes good (`src/bpf/notes.h`), but for nesting three deep. A missed issue needs no witness: its completion names a request
 //! that the reader does not know.
 
 use std::io;
@@ -26,11 +26,50 @@ const STAT_DISCARD_SECTORS: usize = 13;
 const QUIET_ATTEMPTS: u32 = 20;
 const QUIET_PAUSE: Duration = Duration::from_millis(1);
 
-/// The witness of one disk.
+/// The disks that are watched, and what was last said about them.
+#[derive(Debug, Default)]
+pub(crate) struct Witnesses {
+    disks: Vec<SlotWitness>,
+    reported: Option<Reported>,
+}
+
 #[derive(Debug)]
-pub(crate) struct SlotWitness {
-    pub(crate) slot: u16,
-    pub(crate) sys_path: PathBuf,
+struct SlotWitness {
+    slot: u16,
+    sys_path: PathBuf,
+}
+
+/// The counters at the last reported mismatch: what an acceptance takes as right, so that a write missed after the
+/// report is reported again.
+#[derive(Debug)]
+struct Reported {
+    bases: Vec<(u16, Base)>,
+    recursion: Vec<u64>,
+    doubts: u64,
+}
+
+/// How the two counts of a disk relate.
+#[derive(Debug, Clone, Copy)]
+struct Base {
+    stat: Sectors,
+    tap: Sectors,
+    exact: bool,
+}
+
+impl Witnesses {
+    /// Watches a disk, in place of the one that the slot had.
+    pub(crate) fn add(&mut self, slot: u16, sys_path: PathBuf) {
+        self.remove(slot);
+        self.disks.push(SlotWitness { slot, sys_path });
+    }
+
+    /// Watches the slot no longer.
+    pub(crate) fn remove(&mut self, slot: u16) {
+        self.disks.retain(|witness| witness.slot != slot);
+        if let Some(reported) = &mut self.reported {
+            reported.bases.retain(|(known, _)| *known != slot);
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,24 +119,29 @@ fn both_at_rest(sys_path: &Path, counters: &SlotCounters) -> io::Result<Option<(
     Ok(still.then_some((stat, before)))
 }
 
-fn store_base(meta: &SlotMeta, stat: Sectors, tap: Sectors, exact: bool) {
-    meta.witness_writes.store(stat.writes.wrapping_sub(tap.writes), Ordering::Release);
-    meta.witness_discards.store(stat.discards.wrapping_sub(tap.discards), Ordering::Release);
-    meta.witness_exact.store(u64::from(exact), Ordering::Release);
+fn store_base(meta: &SlotMeta, base: Base) {
+    let difference = |stat: u64, tap: u64| stat.wrapping_sub(tap);
+    meta.witness_writes.store(difference(base.stat.writes, base.tap.writes), Ordering::Release);
+    meta.witness_discards.store(difference(base.stat.discards, base.tap.discards), Ordering::Release);
+    meta.witness_exact.store(u64::from(base.exact), Ordering::Release);
 }
 
 /// Relates the two counts of a disk which the programs see already. Exact when a moment without requests is found;
 /// otherwise the tap may seem ahead by what completed in these milliseconds, until `poll` finds such a moment.
-pub(crate) fn start(sys_path: &Path, counters: &SlotCounters, meta: &SlotMeta) -> io::Result<()> {
+fn base(sys_path: &Path, counters: &SlotCounters) -> io::Result<Base> {
     for _ in 0..QUIET_ATTEMPTS {
         if let Some((stat, tap)) = both_at_rest(sys_path, counters)? {
-            store_base(meta, stat, tap, true);
-            return Ok(());
+            return Ok(Base { stat, tap, exact: true });
         }
         std::thread::sleep(QUIET_PAUSE);
     }
     // All that the tap counted until now is allowed for, and whatever it has not counted is in `stat` by now.
-    store_base(meta, accounted(sys_path)?, Sectors { writes: 0, discards: 0 }, false);
+    Ok(Base { stat: accounted(sys_path)?, tap: Sectors { writes: 0, discards: 0 }, exact: false })
+}
+
+/// Begins to compare the counts of a disk.
+pub(crate) fn start(sys_path: &Path, counters: &SlotCounters, meta: &SlotMeta) -> io::Result<()> {
+    store_base(meta, base(sys_path, counters)?);
     Ok(())
 }
 
@@ -117,62 +161,68 @@ fn recursion(pinned: &Pinned) -> io::Result<Vec<u64>> {
     pinned.objects.complete_programs.iter().map(|fd| sys::fd_info(fd.as_fd(), "recursion_misses")).collect()
 }
 
-fn skipped(pinned: &Pinned) -> io::Result<u64> {
-    let Some(meta) = pinned.meta_page() else { return Ok(0) };
-    let counts = recursion(pinned)?;
+fn skipped(pinned: &Pinned, counts: &[u64]) -> u64 {
+    let Some(meta) = pinned.meta_page() else { return 0 };
     let increase =
         |(count, accepted): (&u64, &AtomicU64)| count.saturating_sub(accepted.load(Ordering::Acquire));
-    Ok(counts.iter().zip(&meta.accepted_recursion).map(increase).min().unwrap_or(0))
+    counts.iter().zip(&meta.accepted_recursion).map(increase).min().unwrap_or(0)
 }
 
 /// Compares the counters of every disk.
-pub(crate) fn poll(pinned: &Pinned, witnesses: &mut [SlotWitness]) -> io::Result<Witness> {
-    let skipped = skipped(pinned)?;
-    let (mut slots, mut details) = (Vec::new(), Vec::new());
-    for witness in witnesses.iter() {
-        let (Some(meta), Some(counters)) = (pinned.slot_meta(witness.slot), pinned.counters(witness.slot))
-        else {
+pub(crate) fn poll(pinned: &Pinned, witnesses: &mut Witnesses) -> io::Result<Witness> {
+    let recursion = recursion(pinned)?;
+    let skipped = skipped(pinned, &recursion);
+    let doubts = pinned.control_page().doubts.load(Ordering::Acquire);
+    let mut reported = Reported { bases: Vec::new(), recursion, doubts };
+    let mut details = Vec::new();
+    for SlotWitness { slot, sys_path } in &witnesses.disks {
+        let (Some(meta), Some(counters)) = (pinned.slot_meta(*slot), pinned.counters(*slot)) else {
             continue;
         };
         let exact = meta.witness_exact.load(Ordering::Acquire) != 0;
-        let counted = counts_io(&witness.sys_path);
+        let counted = counts_io(sys_path);
         // `stat` is read first: what completes in between only lets the tap be ahead.
-        let stat = accounted(&witness.sys_path)?;
+        let stat = accounted(sys_path)?;
         let lead = if counted { ahead(meta, stat, tapped(counters)) } else { 0 };
-        if lead > 0 {
-            slots.push(Slot(witness.slot));
-            details.push(format!("slot {}: {lead} sectors completed unseen", witness.slot));
+        let detail = if lead > 0 {
+            format!("slot {slot}: {lead} sectors completed unseen")
+        } else if doubts > 0 {
+            format!("slot {slot}: completions were counted in doubt {doubts} times")
         } else if skipped > 0 && !(counted && exact) {
-            slots.push(Slot(witness.slot));
-            details
-                .push(format!("slot {}: the completion program was skipped {skipped} times", witness.slot));
-        } else if counted
-            && !exact
-            && let Some((stat, tap)) = both_at_rest(&witness.sys_path, counters)?
-        {
-            store_base(meta, stat, tap, true);
-        }
+            format!("slot {slot}: the completion program was skipped {skipped} times")
+        } else {
+            if counted
+                && !exact
+                && let Some((stat, tap)) = both_at_rest(sys_path, counters)?
+            {
+                store_base(meta, Base { stat, tap, exact: true });
+            }
+            continue;
+        };
+        reported.bases.push((*slot, base(sys_path, counters)?));
+        details.push(detail);
     }
-    Ok(if slots.is_empty() {
-        Witness::Clean
-    } else {
-        Witness::Mismatch { slots, detail: details.join("; ") }
-    })
+    if reported.bases.is_empty() {
+        return Ok(Witness::Clean);
+    }
+    let slots = reported.bases.iter().map(|(slot, _)| Slot(*slot)).collect();
+    witnesses.reported = Some(reported);
+    Ok(Witness::Mismatch { slots, detail: details.join("; ") })
 }
 
-/// Takes the present counters as right.
-pub(crate) fn accept(pinned: &Pinned, witnesses: &mut [SlotWitness]) -> io::Result<()> {
-    let counts = recursion(pinned)?;
-    for witness in witnesses.iter() {
-        if let (Some(meta), Some(counters)) = (pinned.slot_meta(witness.slot), pinned.counters(witness.slot))
-        {
-            start(&witness.sys_path, counters, meta)?;
+/// Takes the counters of the last reported mismatch as right.
+pub(crate) fn accept(pinned: &Pinned, witnesses: &mut Witnesses) -> io::Result<()> {
+    let Some(reported) = witnesses.reported.take() else { return Ok(()) };
+    for (slot, base) in reported.bases {
+        if let Some(meta) = pinned.slot_meta(slot) {
+            store_base(meta, base);
         }
     }
     if let Some(meta) = pinned.meta_page() {
-        for (accepted, count) in meta.accepted_recursion.iter().zip(counts) {
+        for (accepted, count) in meta.accepted_recursion.iter().zip(reported.recursion) {
             accepted.store(count, Ordering::Release);
         }
     }
+    pinned.control_page().doubts.fetch_sub(reported.doubts, Ordering::AcqRel);
     Ok(())
 }
