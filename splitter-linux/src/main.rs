@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidemark_splitter::cli::{self, Arguments};
+use tidemark_splitter::daemon::Parts;
 
 fn main() -> ExitCode {
-    match cli::run(Arguments::parse()) {
+    match cli::run(Arguments::parse(), Parts::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to try when even standard error is closed.

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::*;
-use tidemark_splitter::disks::{DirectReader, Disk, Refusal, disks_below, find, refuse_feedback};
+use tidemark_splitter::disks::{
+    DirectReader, Disk, DiskSet as _, Refusal, disks_below, find, refuse_feedback,
+};
 use tidemark_splitter_core::capture::{DiskReader, Slot};
 
 const MIB: u64 = 1 << 20;

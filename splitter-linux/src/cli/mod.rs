@@ -10,20 +10,22 @@ pub use arguments::{Arguments, Command, LogFormat, RunOptions};
 use anyhow::{Result, bail};
 
 use crate::control::{self, Reply, Request};
+use crate::daemon::Parts;
 use crate::state::StateDir;
 
-/// Runs one command to its end.
+/// Runs one command to its end. The parts are those of the daemon, should the command be `run`: the product passes
+/// [`Parts::default`].
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn run(arguments: Arguments) -> Result<()> {
+pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
     match arguments.command {
         Command::Enroll { appliance, token, state } => {
             enroll::enroll(&StateDir::new(&state), &appliance, &token)
         }
         Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
         Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
-        Command::Run(options) => crate::daemon::run(options),
+        Command::Run(options) => crate::daemon::run(options, parts),
         Command::Mode { .. } => bail!(
             "synchronous mode needs the gate, which this release does not have: every disk is in mode async"
         ),

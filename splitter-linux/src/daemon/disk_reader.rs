@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 
-use tidemark_splitter_core::capture::{DiskReader as _, Slot};
+use tidemark_splitter_core::capture::Slot;
 use tidemark_splitter_core::engine::ReadRequest;
 
 use super::command::Command;
-use super::worker::Handle;
-use crate::disks::DirectReader;
+use super::handle::Handle;
+use crate::disks::DiskSet;
 
 /// What the reader is asked to do.
 #[derive(Debug)]
@@ -23,14 +23,13 @@ pub(super) enum Task {
 }
 
 /// Starts the thread; it ends when the sender is dropped.
-pub(super) fn start(worker: Handle) -> std::io::Result<mpsc::Sender<Task>> {
+pub(super) fn start(worker: Handle, reader: Box<dyn DiskSet>) -> std::io::Result<mpsc::Sender<Task>> {
     let (tasks, queue) = mpsc::channel();
-    thread::Builder::new().name("disk-reader".into()).spawn(move || serve(&queue, &worker))?;
+    thread::Builder::new().name("disk-reader".into()).spawn(move || serve(&queue, &worker, reader))?;
     Ok(tasks)
 }
 
-fn serve(queue: &mpsc::Receiver<Task>, worker: &Handle) {
-    let mut reader = DirectReader::default();
+fn serve(queue: &mpsc::Receiver<Task>, worker: &Handle, mut reader: Box<dyn DiskSet>) {
     while let Ok(task) = queue.recv() {
         match task {
             Task::Open { slot, path, logical_block_bytes } => {

@@ -8,7 +8,9 @@
 mod boottime;
 mod command;
 mod disk_reader;
+mod handle;
 mod hardening;
+mod parts;
 mod platform;
 mod protection;
 mod renewal;
@@ -16,6 +18,7 @@ mod session;
 mod socket;
 mod worker;
 
+pub use parts::{KernelSide, Parts};
 pub use protection::{NoteError, forget, note};
 
 use std::time::Duration;
@@ -36,11 +39,11 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// How long a stop may take: acknowledgements of what is on the way. Beyond it the rest is sent after the next start.
 const STOP_MAX: Duration = Duration::from_secs(3);
 
-/// `tidemark-splitter run`.
+/// `tidemark-splitter run`, with these parts.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn run(options: RunOptions) -> Result<()> {
+pub fn run(options: RunOptions, parts: Parts) -> Result<()> {
     start_log(options.log);
     let state = StateDir::new(&options.state);
     let identity = state.identity()?;
@@ -56,7 +59,7 @@ pub fn run(options: RunOptions) -> Result<()> {
         .context("cannot start the network run time")?;
     let span = tracing::info_span!("splitter", vm = identity.vm_name);
     let _entered = span.enter();
-    runtime.block_on(serve(state, options))
+    runtime.block_on(serve(state, options, parts))
 }
 
 fn start_log(format: LogFormat) {
@@ -68,10 +71,10 @@ fn start_log(format: LogFormat) {
     }
 }
 
-async fn serve(state: StateDir, options: RunOptions) -> Result<()> {
+async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()> {
     let (restart, restarts) = watch::channel(0_u64);
     let ring_bytes = u64::from(options.ring_mib) << 20;
-    let (worker, worker_ended) = worker::start(state.clone(), ring_bytes, restart)?;
+    let (worker, worker_ended) = worker::start(state.clone(), ring_bytes, restart, parts)?;
     socket::serve(&state, worker.clone())?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
@@ -103,7 +106,7 @@ async fn serve(state: StateDir, options: RunOptions) -> Result<()> {
 /// Holds a session whenever there is a disk to protect. Returns only with a reason for which a person is needed.
 async fn keep_connected(
     state: StateDir,
-    worker: worker::Handle,
+    worker: handle::Handle,
     mut restarts: watch::Receiver<u64>,
     mut stopping: watch::Receiver<bool>,
 ) -> String {

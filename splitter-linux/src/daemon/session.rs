@@ -16,7 +16,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::boottime::now_us;
 use super::command::{Command, HelloFacts};
-use super::worker::Handle;
+use super::handle::Handle;
 use super::{platform, renewal};
 use crate::state::StateDir;
 use crate::transport::{self, TransportError};

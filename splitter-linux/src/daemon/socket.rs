@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::oneshot;
 
 use super::command::Command;
-use super::worker::Handle;
+use super::handle::Handle;
 use crate::control::{LINE_MAX_BYTES, Reply, Request};
 use crate::state::StateDir;
 

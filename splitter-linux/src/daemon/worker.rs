@@ -2,21 +2,25 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use tidemark_proto::v1::{MarkerFailed, SplitterMessage, StreamPosition, Welcome, splitter_message};
-use tidemark_splitter_core::engine::{Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings};
+use tidemark_splitter_core::engine::{
+    Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings, StatusReport,
+};
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use super::boottime::now_us;
 use super::command::{Answer, Command, HelloFacts};
 use super::disk_reader::{self, Task};
+use super::handle::Handle;
 use super::hardening;
+use super::parts::{KernelSide, Parts};
 use super::protection::{self, Protection};
-use crate::capture::{self, LinuxCapture};
+use crate::capture;
 use crate::control::{Bookmark, DiskStatus, Status};
 use crate::disks::Disk;
 use crate::state::{Disks, StateDir};
@@ -31,47 +35,6 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands taken in one round at most, so that a flood of acknowledgements does not stop the ring's reader.
 const COMMANDS_MAX: usize = 256;
 
-/// Sends commands to the worker.
-#[derive(Debug, Clone)]
-pub(super) struct Handle {
-    commands: mpsc::Sender<Command>,
-    thread: Thread,
-}
-
-impl Handle {
-    /// Sends a command; one to a worker that ended is dropped, and its answer with it.
-    pub(super) fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-        self.thread.unpark();
-    }
-
-    /// What to say in a hello; `None` while there is nothing to protect.
-    pub(super) async fn hello(&self) -> Option<HelloFacts> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Command::Hello { reply });
-        answer.await.ok().flatten()
-    }
-
-    /// Begins a session.
-    pub(super) async fn welcome(
-        &self,
-        welcome: Welcome,
-        outbound: async_mpsc::Sender<SplitterMessage>,
-    ) -> Result<(), String> {
-        let (reply, answer) = oneshot::channel();
-        self.send(Command::Welcome { welcome: Box::new(welcome), outbound, reply });
-        answer.await.unwrap_or_else(|_| Err("the capture thread ended".to_owned()))
-    }
-
-    pub(super) fn disconnected(&self) {
-        self.send(Command::Disconnected);
-    }
-
-    pub(super) fn stop(&self) {
-        self.send(Command::Stop);
-    }
-}
-
 /// Opens the capture when disks are to be protected, and starts the thread. The receiver yields the reason when the
 /// thread ends by itself; `restart` is raised whenever a session must begin anew.
 ///
@@ -81,6 +44,7 @@ pub(super) fn start(
     state: StateDir,
     ring_bytes: u64,
     restart: watch::Sender<u64>,
+    parts: Parts,
 ) -> Result<(Handle, oneshot::Receiver<String>)> {
     let (commands, queue) = mpsc::channel();
     let (handles, handle_of_worker) = mpsc::sync_channel::<Handle>(1);
@@ -90,9 +54,9 @@ pub(super) fn start(
         .name("worker".into())
         .spawn(move || {
             let Ok(handle) = handle_of_worker.recv() else { return };
-            let built = disk_reader::start(handle)
+            let built = disk_reader::start(handle, parts.reader)
                 .context("cannot start the disk reader")
-                .and_then(|reads| Worker::open(state, ring_bytes, restart, queue, reads));
+                .and_then(|reads| Worker::open(state, ring_bytes, restart, queue, reads, parts.kernel));
             match built {
                 Err(error) => drop(opened.send(Err(error))),
                 Ok(mut worker) => {
@@ -104,7 +68,7 @@ pub(super) fn start(
             }
         })
         .context("cannot start the capture thread")?;
-    let handle = Handle { commands, thread: thread.thread().clone() };
+    let handle = Handle::new(commands, thread.thread().clone());
     let _ = handles.send(handle.clone());
     opening.recv().context("the capture thread ended")??;
     Ok((handle, end))
@@ -122,6 +86,7 @@ struct Worker {
     restart: watch::Sender<u64>,
     queue: mpsc::Receiver<Command>,
     reads: mpsc::Sender<Task>,
+    kernel: Box<dyn KernelSide>,
     wanted: Disks,
     protection: Option<Protection>,
     engine: Engine,
@@ -136,10 +101,6 @@ struct Worker {
     resident_bytes: u64,
 }
 
-fn lend(capture: &mut LinuxCapture) -> Kernel<'_> {
-    Kernel { ring: &mut capture.ring, control: &mut capture.control, dirty: &mut capture.maps }
-}
-
 impl Worker {
     fn open(
         state: StateDir,
@@ -147,6 +108,7 @@ impl Worker {
         restart: watch::Sender<u64>,
         queue: mpsc::Receiver<Command>,
         reads: mpsc::Sender<Task>,
+        kernel: Box<dyn KernelSide>,
     ) -> Result<Self> {
         let wanted = state.disks()?;
         let protection = if wanted.disks.is_empty() {
@@ -160,6 +122,7 @@ impl Worker {
             restart,
             queue,
             reads,
+            kernel,
             wanted,
             protection,
             engine: Engine::new(),
@@ -201,13 +164,10 @@ impl Worker {
 
     fn step(&mut self) -> Result<bool, EngineError> {
         let Some(protection) = &mut self.protection else { return Ok(false) };
-        let mut kernel = lend(&mut protection.capture);
-        let more = self.engine.step(&mut kernel, now_us())?;
-        while let Some(request) = self.engine.next_read(&mut kernel, now_us())? {
-            // The reader ends only with this thread.
-            let _ = self.reads.send(Task::Read(request));
-        }
-        Ok(more)
+        let (engine, reads) = (&mut self.engine, &self.reads);
+        let mut outcome = Ok(false);
+        self.kernel.lend(&mut protection.capture, &mut |kernel| outcome = advance(engine, kernel, reads));
+        outcome
     }
 
     fn take(&mut self, command: Command) -> Result<(), EngineError> {
@@ -232,8 +192,10 @@ impl Worker {
             Command::Bookmark { name, reply } => self.bookmark(name, reply),
             Command::ReadDone { token, data } => {
                 if let Some(protection) = &mut self.protection {
-                    let kernel = lend(&mut protection.capture);
-                    self.engine.read_done(&kernel, token, data, now_us());
+                    let (engine, mut data) = (&mut self.engine, data);
+                    self.kernel.lend(&mut protection.capture, &mut |kernel| {
+                        engine.read_done(kernel, token, data.take(), now_us());
+                    });
                 }
             }
             Command::Protect { paths, reply } => {
@@ -265,11 +227,12 @@ impl Worker {
             return Err("no disk is protected any more".to_owned());
         };
         let configs = protection.configs(welcome, &self.wanted)?;
-        let mut kernel = lend(&mut protection.capture);
-        let resumed = self
-            .engine
-            .welcomed(&mut kernel, welcome, &configs, now_us())
-            .map_err(|error| error.to_string())?;
+        let engine = &mut self.engine;
+        let mut resumed = Err("the capture was not lent".to_owned());
+        self.kernel.lend(&mut protection.capture, &mut |kernel| {
+            resumed = engine.welcomed(kernel, welcome, &configs, now_us()).map_err(|error| error.to_string());
+        });
+        let resumed = resumed?;
         for held in &mut protection.held {
             held.fresh = false;
         }
@@ -294,8 +257,10 @@ impl Worker {
 
     fn request_marker(&mut self, request: MarkerRequest) {
         if let Some(protection) = &mut self.protection {
-            let kernel = lend(&mut protection.capture);
-            self.engine.request_marker(&kernel, now_us(), request);
+            let engine = &mut self.engine;
+            self.kernel.lend(&mut protection.capture, &mut |kernel| {
+                engine.request_marker(kernel, now_us(), request.clone());
+            });
         } else {
             let reason = "no disk is protected".to_owned();
             self.failed_markers.push_back(MarkerFailed { request_id: request.request_id, reason });
@@ -452,7 +417,9 @@ impl Worker {
             ..Status::default()
         };
         let Some(protection) = &mut self.protection else { return status };
-        let report = self.engine.report(&lend(&mut protection.capture));
+        let engine = &self.engine;
+        let mut report = StatusReport::default();
+        self.kernel.lend(&mut protection.capture, &mut |kernel| report = engine.report(kernel));
         status.captured_lsn = report.captured_lsn;
         status.acked_lsn = report.acked_lsn;
         status.ring_bytes_used = report.ring_bytes_used;
@@ -471,6 +438,20 @@ impl Worker {
         }
         status
     }
+}
+
+/// Steps the engine and hands on what it wants to read.
+fn advance(
+    engine: &mut Engine,
+    kernel: &mut Kernel<'_>,
+    reads: &mpsc::Sender<Task>,
+) -> Result<bool, EngineError> {
+    let more = engine.step(kernel, now_us())?;
+    while let Some(request) = engine.next_read(kernel, now_us())? {
+        // The reader ends only with this thread.
+        let _ = reads.send(Task::Read(request));
+    }
+    Ok(more)
 }
 
 fn state_word(state: tidemark_proto::v1::DiskState) -> &'static str {

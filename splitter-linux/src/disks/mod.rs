@@ -12,5 +12,5 @@ pub use disk::{Disk, find, list};
 pub use feedback::{disks_below, refuse_feedback};
 pub use machine::check as check_machine;
 pub(crate) use reader::AlignedBuffer;
-pub use reader::DirectReader;
+pub use reader::{DirectReader, DiskSet};
 pub use refusal::Refusal;

@@ -38,6 +38,18 @@ impl AlignedBuffer {
     }
 }
 
+/// A reader that is told which disks there are.
+pub trait DiskSet: DiskReader + std::fmt::Debug {
+    /// Opens a disk for a slot, in place of the one that the slot had.
+    ///
+    /// # Errors
+    /// When the device file cannot be opened for direct reading.
+    fn open(&mut self, slot: Slot, path: &Path, logical_block_bytes: u32) -> io::Result<()>;
+
+    /// Closes the disk of a slot.
+    fn close(&mut self, slot: Slot);
+}
+
 /// Reads disks with `O_DIRECT`. The device's own alignment is kept by reading around what was asked for.
 #[derive(Debug)]
 pub struct DirectReader {
@@ -52,21 +64,6 @@ impl Default for DirectReader {
 }
 
 impl DirectReader {
-    /// Opens a disk for a slot, in place of the one that the slot had.
-    ///
-    /// # Errors
-    /// When the device file cannot be opened for direct reading.
-    pub fn open(&mut self, slot: Slot, path: &Path, logical_block_bytes: u32) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
-        self.disks.insert(slot, (file, u64::from(logical_block_bytes.max(512))));
-        Ok(())
-    }
-
-    /// Closes the disk of a slot.
-    pub fn close(&mut self, slot: Slot) {
-        self.disks.remove(&slot);
-    }
-
     fn read_piece(
         file: &File,
         unit: u64,
@@ -84,6 +81,18 @@ impl DirectReader {
         let wanted = whole.get(skip..skip + target.len()).ok_or(io::ErrorKind::InvalidInput)?;
         target.copy_from_slice(wanted);
         Ok(())
+    }
+}
+
+impl DiskSet for DirectReader {
+    fn open(&mut self, slot: Slot, path: &Path, logical_block_bytes: u32) -> io::Result<()> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        self.disks.insert(slot, (file, u64::from(logical_block_bytes.max(512))));
+        Ok(())
+    }
+
+    fn close(&mut self, slot: Slot) {
+        self.disks.remove(&slot);
     }
 }
 
