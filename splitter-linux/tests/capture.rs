@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use support::*;
 use tidemark_proto::v1::WriteKind;
 use tidemark_splitter::capture::{ConstantSource, LinuxCapture, Origin, Settings, unload};
-use tidemark_splitter_core::capture::{Control, DirtyMaps, Event, Mode, Ring, Slot, Witness};
+use tidemark_splitter_core::capture::{Control, DirtyMaps, Event, Mode, Ring, Slot};
 
 const MIB: u64 = 1 << 20;
 
@@ -62,7 +62,7 @@ fn every_size_kind_and_alignment_is_captured_exactly() {
     assert!(replica.kinds[&(WriteKind::Flush as i32)] > 0);
     assert_eq!((replica.in_flight.len(), replica.unseen), (0, 0));
     assert_eq!(capture.control.status().drops, 0);
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn two_raw_disks_under_deep_queues_are_replicated_in_one_order() {
         replica.overlaps,
         seen.elapsed()
     );
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_mounted_ext4_is_replicated() {
     assert_eq!(capture.control.status().drops, 0);
     assert_eq!(difference(&replica.images[&slot], &disk.content()), None);
     assert!(replica.kinds[&(WriteKind::Flush as i32)] > 10, "{:?}", replica.kinds);
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_killed_reader_loses_nothing_and_a_second_one_is_refused() {
     replica.consume(&mut capture.ring);
     assert_eq!(difference(&replica.images[&slot], &disk.content()), None);
     assert_eq!(replica.unseen, 0);
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn attaching_to_a_busy_disk_shows_what_was_in_flight_as_unseen() {
     let mut dirty = 0;
     capture.maps.take(slot, &mut |range| dirty += range.blocks()).unwrap();
     assert!(dirty > 0);
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn overload_raises_the_generation_and_the_dirty_map_covers_what_was_missed() {
     replica.consume(&mut capture.ring);
     assert_eq!(difference(&replica.images[&slot], &disk.content()), None);
     assert_eq!(replica.unseen, 0);
-    assert_eq!(capture.control.witness().unwrap(), Witness::Clean);
+    assert_witness(capture, &replica);
 }
 
 #[test]

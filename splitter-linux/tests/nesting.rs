@@ -61,7 +61,7 @@ struct Seen {
     completions: u64,
     /// Completions of requests whose issue was not seen, or that were completed already.
     unseen: u64,
-    /// Requests that never completed.
+    /// Requests whose completion was not seen.
     open: u64,
     witness: Witness,
     skipped: [u64; 3],
@@ -102,7 +102,7 @@ fn follow_busy_disk(taps: usize, seconds: u64, jobs: &[&str]) -> Vec<Seen> {
         Seen {
             completions: replica.completions,
             unseen: replica.unseen,
-            open: replica.in_flight.len() as u64,
+            open: replica.in_flight.len() as u64 + replica.replaced,
             witness: capture.control.witness().unwrap(),
             skipped: ["prog_complete", "prog_complete2", "prog_issue"]
                 .map(|name_of| statistics(&name, name_of)[2]),

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use tidemark_proto::v1::WriteKind;
 use tidemark_splitter::capture::{LinuxCapture, Settings, unload};
 use tidemark_splitter::disks::Disk;
-use tidemark_splitter_core::capture::{Control, DirtyMaps, Event, Ring, Slot};
+use tidemark_splitter_core::capture::{Control, DirtyMaps, Event, Ring, Slot, Witness};
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
@@ -151,6 +151,8 @@ pub(crate) struct Replica {
     pub(crate) bytes: u64,
     pub(crate) completions: u64,
     pub(crate) unseen: u64,
+    /// Issues of a request that had not completed: no tap saw its completion.
+    pub(crate) replaced: u64,
     pub(crate) kinds: HashMap<i32, u64>,
     pub(crate) flags: u32,
     pub(crate) overlaps: u64,
@@ -192,7 +194,9 @@ impl Replica {
                         && range.1 < other.1 + u64::from(other.2)
                 };
                 self.overlaps += self.in_flight.values().filter(touches).count() as u64;
-                self.in_flight.insert(issue.request, range);
+                if self.in_flight.insert(issue.request, range).is_some() {
+                    self.replaced += 1;
+                }
                 let Some(image) = self.images.get_mut(&issue.slot) else { return };
                 let start = issue.start_sector as usize * 512;
                 let place = &mut image[start..start + issue.sectors as usize * 512];
@@ -212,7 +216,7 @@ impl Replica {
                     self.unseen += 1;
                 }
             }
-            Event::Requeue { .. } => {}
+            Event::Requeue { request } => drop(self.in_flight.remove(request)),
             Event::Voided { .. } => panic!("voided"),
         }
     }
@@ -294,6 +298,17 @@ pub(crate) fn difference(a: &[u8], b: &[u8]) -> Option<usize> {
         return Some(a.len().min(b.len()));
     }
     a.iter().zip(b).position(|(a, b)| a != b)
+}
+
+/// The witness agrees with what was seen: it is clean unless a completion is missing, which a kernel that ran no
+/// program at that moment may do to every tap.
+pub(crate) fn assert_witness(capture: &mut LinuxCapture, replica: &Replica) {
+    let witness = capture.control.witness().unwrap();
+    if witness != Witness::Clean {
+        let missing = replica.in_flight.len() as u64 + replica.replaced;
+        assert!(missing > 0, "every completion was seen: {witness:?}");
+        eprintln!("{missing} completions were shown to no program: {witness:?}");
+    }
 }
 
 pub(crate) fn start(capture: &mut LinuxCapture) -> u32 {
