@@ -14,9 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use support::*;
-use tidemark_splitter::disks::{
-    DirectReader, Disk, DiskSet as _, Refusal, disks_below, find, refuse_feedback,
-};
+use tidemark_splitter::disks::{DirectReader, Disk, DiskSet as _, Refusal, find, refuse_nested};
 use tidemark_splitter_core::capture::{DiskReader, Slot};
 
 const MIB: u64 = 1 << 20;
@@ -79,17 +77,32 @@ fn two_devices_on_one_file_cannot_be_told_apart() {
 }
 
 #[test]
-fn a_folder_on_the_disk_is_feedback() {
+fn a_loop_device_and_the_disk_of_its_file_are_not_protected_together() {
     if !can_run() {
         return;
     }
-    let disk = LoopDisk::new(32 * MIB);
-    let mounted = Mounted::ext4(&disk);
-    let found = Disk::inspect(&disk.path).unwrap();
-    let folder = mounted.folder.path().join("not/made/yet");
-    assert!(disks_below(&folder).contains(&found.device));
-    assert!(matches!(refuse_feedback(&found, &[folder]), Err(Refusal::Feedback { .. })));
-    refuse_feedback(&found, &[PathBuf::from("/dev/shm")]).unwrap();
+    let outer = LoopDisk::new(32 * MIB);
+    let mounted = Mounted::ext4(&outer);
+    let file = mounted.folder.path().join("inner.img");
+    std::fs::File::create(&file).unwrap().set_len(4 * MIB).unwrap();
+    let output = Command::new("losetup").args(["--show", "-f"]).arg(&file).output().unwrap();
+    let inner = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
+    let found = (Disk::inspect(&inner), Disk::inspect(&outer.path));
+    let refusals = match &found {
+        (Ok(inner), Ok(outer)) => Some((
+            refuse_nested(inner, std::slice::from_ref(outer)),
+            refuse_nested(outer, std::slice::from_ref(inner)),
+            refuse_nested(outer, std::slice::from_ref(outer)),
+        )),
+        _ => None,
+    };
+    run("losetup", &["-d", inner.to_str().unwrap()]);
+    let (of_inner, of_outer, of_itself) = refusals.unwrap();
+    assert!(of_inner.unwrap_err().to_string().contains("whose file lies on"));
+    assert!(matches!(of_outer, Err(Refusal::Nested { .. })));
+    of_itself.unwrap();
+    let apart = LoopDisk::new(4 * MIB);
+    refuse_nested(&Disk::inspect(&apart.path).unwrap(), &[found.1.unwrap()]).unwrap();
 }
 
 #[test]

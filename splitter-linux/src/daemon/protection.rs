@@ -39,9 +39,13 @@ pub(super) struct Protection {
 pub fn note(state: &StateDir, paths: &[PathBuf]) -> Result<(), NoteError> {
     let _lock = state.lock()?;
     let mut wanted = state.disks()?;
+    let mut present: Vec<Disk> =
+        wanted.disks.iter().filter_map(|known| disks::find(&known.identity).ok()).collect();
     for path in paths {
         let disk = Disk::inspect(path)?;
+        disks::refuse_nested(&disk, &present)?;
         remember(&mut wanted, &disk)?;
+        present.push(disk);
     }
     Ok(state.store_disks(&wanted)?)
 }
@@ -133,10 +137,12 @@ impl Protection {
         }
         let mut protection = Self { capture, held: Vec::new() };
         for known in &wanted.disks {
-            match disks::find(&known.identity) {
+            let found = disks::find(&known.identity)
+                .and_then(|disk| disks::refuse_nested(&disk, &protection.disks()).map(|()| disk));
+            match found {
                 Ok(disk) => protection.add(disk, reads)?,
                 Err(error) => {
-                    tracing::warn!(disk = %known.path.display(), %error, "a protected disk is not there")
+                    tracing::warn!(disk = %known.path.display(), %error, "a protected disk cannot be captured")
                 }
             }
         }
@@ -146,6 +152,11 @@ impl Protection {
             }
         }
         Ok(protection)
+    }
+
+    /// The disks under capture.
+    pub(super) fn disks(&self) -> Vec<Disk> {
+        self.held.iter().map(|held| held.disk.clone()).collect()
     }
 
     /// Captures one more disk.

@@ -22,7 +22,7 @@ use super::parts::{KernelSide, Parts};
 use super::protection::{self, Protection};
 use crate::capture;
 use crate::control::{Bookmark, DiskStatus, Status};
-use crate::disks::Disk;
+use crate::disks::{self, Disk};
 use crate::state::{Disks, StateDir};
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
@@ -357,8 +357,11 @@ impl Worker {
     fn protect(&mut self, paths: &[std::path::PathBuf]) -> Result<()> {
         let mut wanted = self.wanted.clone();
         let mut found = Vec::with_capacity(paths.len());
+        let mut present = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
         for path in paths {
-            let disk = Disk::inspect(path).map_err(protection::NoteError::from)?;
+            let disk = Disk::inspect(path)?;
+            disks::refuse_nested(&disk, &present)?;
+            present.push(disk.clone());
             protection::remember(&mut wanted, &disk)?;
             found.push(disk);
         }

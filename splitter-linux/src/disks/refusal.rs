@@ -101,15 +101,17 @@ pub enum Refusal {
         /// What they share.
         identity: String,
     },
-    /// Writing the record of a write would be a write.
+    /// One of two disks lies on the other.
     #[error(
-        "{path} holds {folder}: every captured write would cause another; move the folder to a disk that is not protected"
+        "{path} cannot be protected: {inner} is a loop device whose file lies on {outer}, and every write would be captured twice; protect only {outer}, which holds both, or move the file to a disk that is not protected"
     )]
-    Feedback {
-        /// The disk.
+    Nested {
+        /// What was asked for.
         path: PathBuf,
-        /// What is on it.
-        folder: PathBuf,
+        /// The loop device.
+        inner: PathBuf,
+        /// The disk of its file.
+        outer: PathBuf,
     },
     /// No disk of that identity.
     #[error("no disk is {0}: attach it, or unprotect it")]

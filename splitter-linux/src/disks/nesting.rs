@@ -1,4 +1,4 @@
-//! Feedback: a folder whose writes would be captured from the disk that they record.
+//! Disks that lie on other disks: loop devices, by their files.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,7 @@ const DEPTH_MAX: u32 = 8;
 
 /// The whole disks (as kernel device numbers) that hold a file or folder, through partitions, device-mapper and loop
 /// devices. None for file systems without a disk.
-#[must_use]
-pub fn disks_below(path: &Path) -> Vec<u32> {
+fn disks_below(path: &Path) -> Vec<u32> {
     let mut found = Vec::new();
     collect(path, DEPTH_MAX, &mut found);
     found
@@ -45,13 +44,32 @@ fn parse(numbers: &str) -> Option<u32> {
     Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?)
 }
 
-/// Refuses a disk that holds one of these folders (an appliance's data, a spool), directly or below a loop device.
+/// Refuses a disk that lies on a protected one, or below it: a loop device and the disk of its file. Each write would
+/// be captured twice, and a resync of the inner disk would be one of the outer disk too.
 ///
 /// # Errors
-/// The folder that is on it.
-pub fn refuse_feedback(disk: &Disk, folders: &[PathBuf]) -> Result<(), Refusal> {
-    match folders.iter().find(|folder| disks_below(folder).contains(&disk.device)) {
-        Some(folder) => Err(Refusal::Feedback { path: disk.path.clone(), folder: folder.clone() }),
-        None => Ok(()),
+/// Which of the two to leave out.
+pub fn refuse_nested(disk: &Disk, protected: &[Disk]) -> Result<(), Refusal> {
+    let nested = |inner: &Disk, outer: &Disk| Refusal::Nested {
+        path: disk.path.clone(),
+        inner: inner.path.clone(),
+        outer: outer.path.clone(),
+    };
+    let below = below_loop(disk);
+    for other in protected.iter().filter(|other| other.device != disk.device) {
+        if below.contains(&other.device) {
+            return Err(nested(disk, other));
+        }
+        if below_loop(other).contains(&disk.device) {
+            return Err(nested(other, disk));
+        }
     }
+    Ok(())
+}
+
+/// The disks below the file of a loop device; none for other disks.
+fn below_loop(disk: &Disk) -> Vec<u32> {
+    sysfs::attribute(&disk.sys_path().join("loop"), "backing_file")
+        .map(|file| disks_below(Path::new(&file)))
+        .unwrap_or_default()
 }
