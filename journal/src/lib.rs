@@ -10,6 +10,7 @@
 //! - [`recovery`]: what an unclean end means, as a decision table.
 //! - [`timeline`]: which LSNs and times are recovery points, and which are in gaps.
 //! - [`view`]: the content of a disk as of an LSN.
+//! - [`image`]: a disk as of one LSN, as chunks of the store.
 //! - [`store`]: chunks that all VMs share, compressed and encrypted.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
@@ -17,6 +18,7 @@
 mod dump;
 pub mod error;
 pub mod frame;
+pub mod image;
 pub mod index;
 mod journal;
 pub mod leaf;
