@@ -92,6 +92,14 @@ pub enum ReadError {
     /// The storage failed.
     #[error("the journal cannot be read: {0}")]
     Storage(#[from] StorageError),
+    /// The image below the journal cannot be read.
+    #[error("the image of {disk} cannot be read: {source}")]
+    Image {
+        /// Whose image.
+        disk: DiskId,
+        /// What its keeper says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// A view cannot be opened or read.
@@ -120,6 +128,35 @@ pub enum ViewError {
         size: u64,
     },
     /// The journal cannot be read there.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// A pin, the cutoff or the base did not change.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RetentionError {
+    /// A retention lock stands against it.
+    #[error("{name} is locked until {until_us} us since the epoch: nobody can release it before")]
+    Locked {
+        /// The lock's name.
+        name: String,
+        /// When it ends.
+        until_us: u64,
+    },
+    /// The point was given up already.
+    #[error("points before LSN {cutoff} are given up: choose a later one")]
+    Gone {
+        /// The oldest LSN that is kept.
+        cutoff: Lsn,
+    },
+    /// The caller is at fault.
+    #[error("{0}")]
+    Invalid(String),
+    /// The manifest cannot be written.
+    #[error(transparent)]
+    Write(#[from] AppendError),
+    /// The journal cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }

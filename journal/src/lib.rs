@@ -37,10 +37,10 @@ pub mod view;
 mod wire;
 
 pub use dump::{DumpError, dump};
-pub use error::{AppendError, OpenError, ReadError, SyncError, ViewError};
-pub use journal::Journal;
+pub use error::{AppendError, OpenError, ReadError, RetentionError, SyncError, ViewError};
+pub use journal::{Change, Fold, Journal};
 pub use options::{Options, limits};
 pub use position::Position;
-pub use records::{DiskRecord, Statistics};
+pub use records::{DiskRecord, ImageNames, Pin, PinKind, Statistics};
 pub use recovery::{Damage, RecoveryReport};
 pub use verify::{VerifyReport, inspect, verify};

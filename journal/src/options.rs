@@ -29,6 +29,12 @@ pub mod limits {
     /// Bytes of text in a frame (a marker's name, a gap's detail) at most. Longer ones are refused.
     pub const TEXT_MAX_BYTES: usize = 1024;
 
+    /// Pins of a journal at most: each is in every snapshot of the manifest. More are refused.
+    pub const PINS_MAX: usize = 4096;
+
+    /// Bytes that all images of a base may be described with: a manifest record holds them. More are refused.
+    pub const IMAGES_MAX_BYTES: usize = 192 << 10;
+
     /// Bytes of manifest records after a snapshot before the next snapshot is written.
     pub const MANIFEST_SNAPSHOT_BYTES: u64 = 1 << 20;
 

@@ -1,6 +1,6 @@
 //! Facts about a journal that callers pass in or get out. Types only.
 
-use tidemark_proto::ids::DiskId;
+use tidemark_proto::ids::{DiskId, Lsn};
 
 /// A disk of the VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,3 +35,43 @@ pub struct Statistics {
     /// Bytes of decoded index pages in memory now.
     pub index_cache_bytes: u64,
 }
+
+/// Something that keeps the points from an LSN on from being folded away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// Unique in its journal; a second pin of that name replaces the first.
+    pub name: String,
+    /// Who holds it.
+    pub kind: PinKind,
+    /// The first point that is kept; with it all later ones.
+    pub lsn: Lsn,
+    /// When it ends by itself, microseconds since the epoch; `None`: when it is revoked.
+    pub until_us: Option<u64>,
+}
+
+/// Who holds a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PinKind {
+    /// An open view.
+    Lease = 1,
+    /// A bookmark that is to be kept.
+    Bookmark = 2,
+    /// A writable copy.
+    Clone = 3,
+    /// A retention lock: until its time it can be neither revoked nor weakened, by anybody.
+    Lock = 4,
+    /// A replica that has not received more.
+    Replica = 5,
+}
+
+impl PinKind {
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        [Self::Lease, Self::Bookmark, Self::Clone, Self::Lock, Self::Replica]
+            .into_iter()
+            .find(|kind| *kind as u8 == number)
+    }
+}
+
+/// By disk, what its image is to whoever keeps images: a descriptor, say.
+pub type ImageNames = Vec<(DiskId, Vec<u8>)>;

@@ -60,6 +60,11 @@ pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
     report.damage.extend(read.damage.clone());
     report.torn_tail.extend(read.torn.clone());
     let mut walk = Walk { storage, read: &read, report, last_hash: [0; 32], floor_us: 0, horizon: None };
+    if let Some(base) = &read.state.base {
+        (walk.last_hash, walk.floor_us) = (base.last_hash, base.floor_us);
+        let horizons = base.events.iter().filter(|event| event.what == What::Horizon);
+        walk.horizon = horizons.map(|event| Horizon { lsn: event.lsn, time_us: event.time_us }).next_back();
+    }
     for sealed in read.state.sealed.values() {
         walk.sealed(sealed)?;
     }

@@ -28,11 +28,17 @@ impl Merging {
     /// The lowest node that is due: all its segments are sealed, and it is missing.
     fn due(&mut self, runs: &Runs, last_ordinal: u64) -> Option<Span> {
         let first = runs.segments.first()?.ordinal();
+        let folded = runs.base.as_ref().map_or(0, |base| base.first_ordinal);
         let unsealed = runs.segments.iter().rev().take_while(|run| matches!(run, Run::Open(_))).last();
         let end = unsealed.map_or(last_ordinal.saturating_add(1), Run::ordinal);
         for (level, done) in (1..).zip(&mut self.done) {
             loop {
                 let span = Span::over(level, (*done).max(first));
+                // Some of its segments were folded: it would never be whole.
+                if span.first < folded {
+                    *done = span.end();
+                    continue;
+                }
                 if span.end() > end {
                     break;
                 }

@@ -2,8 +2,10 @@
 //! `manifest`, the rest. `merging` and `sealing` are held for long, `syncing` only as long as a commit takes.
 
 mod append;
+mod fold;
 mod merge;
 mod open;
+mod pins;
 mod rules;
 mod runs;
 mod sync;
@@ -15,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tidemark_proto::ids::{Lsn, VmId};
 
 pub(crate) use append::push_event;
+pub use fold::{Change, Fold};
 use merge::Merging;
 pub(crate) use open::{is_listed, read_file, read_manifest};
 pub(crate) use runs::{MemorySegment, Node, Run, Runs};
@@ -24,7 +27,7 @@ use crate::manifest::{DiskState, ManifestLog, Record, State};
 use crate::options::limits::{NOTE_KEY_MAX_BYTES, NOTE_VALUE_MAX_BYTES};
 use crate::storage::{Storage, StorageFile, StorageLock};
 use crate::timeline::{History, Horizon, Timeline, TimelineError};
-use crate::view::{Source, View, ViewDisk, rank};
+use crate::view::{Source, View, ViewDisk};
 use crate::{DiskRecord, Options, Position, Statistics};
 
 /// The journal of one VM. All methods take `&self`; it may be shared between threads.
@@ -46,6 +49,7 @@ pub struct Journal {
     /// Whoever waits for `merging` wants it soon: a merge in progress is given up.
     stop_merging: AtomicBool,
     sealing: Mutex<()>,
+    dropped: Mutex<Dropped>,
     syncing: Mutex<()>,
     log: Mutex<Log>,
     manifest: Mutex<Manifest>,
@@ -85,6 +89,13 @@ struct Log {
     floor_us: u64,
     writer_generation: u64,
     head: Vec<u8>,
+}
+
+/// What the manifest does not name any more, and views may still read.
+#[derive(Debug, Default)]
+struct Dropped {
+    segments: Vec<Run>,
+    nodes: Vec<Arc<Node>>,
 }
 
 /// The segment that frames go to.
@@ -237,7 +248,12 @@ impl Journal {
         };
         timeline.check(lsn, &exact).map_err(refuse)?;
         let disks = exact.into_iter().map(|id| ViewDisk { id, size_bytes: timeline.size_at(id, lsn) });
-        Ok(View::new(Arc::clone(&self.source), rank(&self.runs().view(lsn), lsn), lsn, disks.collect()))
+        let runs = self.runs();
+        if runs.base.as_ref().is_some_and(|base| lsn < base.lsn) {
+            // It was folded since the timeline was asked, which refuses it now.
+            self.timeline().check(lsn, &[]).map_err(refuse)?;
+        }
+        Ok(View::new(Arc::clone(&self.source), &runs, lsn, disks.collect()))
     }
 
     /// Counters.

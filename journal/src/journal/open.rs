@@ -151,7 +151,8 @@ impl Journal {
             head: Vec::new(),
         };
         let published = Published { position: recovered.position, history, horizon: recovered.horizon };
-        let runs = Runs::new(recovered.runs, manifest.state().nodes.values());
+        let mut runs = Runs::new(recovered.runs, manifest.state().nodes.values());
+        runs.base.clone_from(&manifest.state().base);
         let source = Arc::new(Source::new(Arc::clone(&storage), key, options.index_cache_bytes));
         Self {
             storage,
@@ -166,6 +167,7 @@ impl Journal {
             merging: Mutex::new(Merging::default()),
             stop_merging: AtomicBool::new(false),
             sealing: Mutex::new(()),
+            dropped: Mutex::default(),
             syncing: Mutex::new(()),
             log: Mutex::new(log),
             manifest: Mutex::new(manifest),
@@ -261,8 +263,9 @@ fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenE
         if name == MANIFEST_FILE || name.starts_with(ASIDE) || is_listed(&name, state) {
             continue;
         }
-        if name == MANIFEST_NEW_FILE || name.starts_with(NODE) {
-            // A snapshot that never got its name, of which the manifest holds all; a node that can be merged again.
+        if name == MANIFEST_NEW_FILE || name.starts_with(NODE) || is_folded(&name, state) {
+            // A snapshot that never got its name, of which the manifest holds all; a node that can be merged again; what
+            // the manifest says to be dropped.
             storage.remove(&name)?;
             continue;
         }
@@ -272,6 +275,14 @@ fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenE
     }
     storage.sync_dir()?;
     Ok(moved)
+}
+
+/// Whether it is a segment or leaf that images hold and the manifest has dropped.
+fn is_folded(name: &str, state: &State) -> bool {
+    let ordinal = name.strip_prefix("segment-").or_else(|| name.strip_prefix("leaf-"));
+    let ordinal = ordinal.and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let ours = |ordinal: &u64| name == segment_name(*ordinal) || name == leaf_name(*ordinal);
+    state.base.as_ref().is_some_and(|base| ordinal.filter(ours).is_some_and(|at| at < base.first_ordinal))
 }
 
 pub(crate) fn is_listed(name: &str, state: &State) -> bool {

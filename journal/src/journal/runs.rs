@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWrite
 use tidemark_proto::ids::Lsn;
 
 use crate::index::{MemoryIndex, Summary};
-use crate::manifest::{NodeRecord, Sealed};
+use crate::manifest::{Base, NodeRecord, Sealed};
 use crate::node::{Child, LEVELS_MAX, Span};
 use crate::position::Position;
 use crate::timeline::Event;
@@ -82,11 +82,13 @@ pub(crate) struct Runs {
     /// Oldest first; no nodes among them.
     pub segments: Vec<Run>,
     pub nodes: BTreeMap<Span, Arc<Node>>,
+    /// What lies below them.
+    pub base: Option<Arc<Base>>,
 }
 
 impl Runs {
     pub(crate) fn new<'a>(segments: Vec<Run>, nodes: impl IntoIterator<Item = &'a NodeRecord>) -> Self {
-        let mut runs = Self { segments, nodes: BTreeMap::new() };
+        let mut runs = Self { segments, ..Self::default() };
         // Lower levels come first, so that higher ones find them.
         for record in nodes {
             runs.add_node(*record);
@@ -102,6 +104,13 @@ impl Runs {
             summary.max_entry_lsn = summary.max_entry_lsn.max(child.max_entry_lsn);
         }
         self.nodes.insert(record.span, Arc::new(Node { record, children, summary }));
+    }
+
+    /// Takes a new base; what lies wholly below it and was dropped leaves the runs.
+    pub(crate) fn set_base(&mut self, base: Arc<Base>) {
+        self.segments.retain(|run| run.ordinal() >= base.first_ordinal);
+        self.nodes.retain(|span, _| span.first >= base.first_ordinal);
+        self.base = Some(base);
     }
 
     /// What a node would be merged from, oldest first: at most 8 runs when no lower node is missing.

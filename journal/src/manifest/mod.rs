@@ -21,25 +21,28 @@
 //! | 8 | snapshot end | the records before it are the whole state |
 //! | 9 | closed | a clean end; seq u64, LSN u64 |
 //! | 16 | node | level u16, first ordinal, bytes (0: no part of the journal any more), extents u64; its trailer's hash 32; since version 2 |
-//! | 17, 18 | reserved: image, pin | a reader that meets them is too old |
+//! | 17 | base | LSN, time, first ordinal u64; hash of the last dropped frame 32; last dropped time u64; disk count u32, {disk u32, LSN of its first line u64}; event count u32, events that still matter; image count u32, {disk u32, what the image is to its keeper}; since version 2 |
+//! | 18 | keep | time of the change u64, then tag u8: 1 pin {name, kind u8 (1 lease, 2 bookmark, 3 clone, 4 lock, 5 replica), LSN u64, until u64 (0: no end)}, 2 revoked {name}, 3 cutoff {LSN u64}; since version 2 |
 //!
 //! Events: see the table kinds of [`crate::frame`]; tag u8 (1 line start, 2 line end, 3 marker, 4 resize, 5 clean
 //! heartbeat), LSN u64, time u64, then: line start {gap from u64, time before u64, cause u32, detail, disks}, line end
 //! {disks}, marker {request id u64, bookmark id, name}, resize {disk u32, bytes u64}; disks are count u32 and u32 each.
 //!
 //! ## History
-//! Version 1: first light. Version 2: nodes. A manifest of version 1 that is written on holds records of version 2 until
+//! Version 1: first light. Version 2: nodes, images, pins. A manifest of version 1 that is written on holds records of version 2 until
 //! its next snapshot; a program of version 1 refuses both.
 
 mod log;
 mod read;
 mod record;
+mod retention;
 mod state;
 
 pub(crate) use log::ManifestLog;
 pub use read::{ManifestError, ManifestRecord, decode};
 pub(crate) use read::{Read, read};
 pub(crate) use record::{NodeRecord, Record, Sealed, SegmentOpen};
+pub(crate) use retention::{Base, Keep};
 pub(crate) use state::{DiskState, State};
 
 /// The manifest's file.

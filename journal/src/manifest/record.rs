@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::{CaptureId, ChainHash, DiskId, Generation, Lsn};
 
+use super::retention::{Base, Keep};
 use super::state::DiskState;
 use crate::Position;
 use crate::index::Summary;
@@ -53,14 +54,23 @@ pub(crate) enum Record {
     Open(SegmentOpen),
     Sealed(Arc<Sealed>),
     Dropped(u64),
-    Durable { seq: u64, lsn: Lsn },
+    Durable {
+        seq: u64,
+        lsn: Lsn,
+    },
     SnapshotEnd,
-    Closed { seq: u64, lsn: Lsn },
+    Closed {
+        seq: u64,
+        lsn: Lsn,
+    },
     Node(NodeRecord),
+    Base(Arc<Base>),
+    /// With the time of the change, µs.
+    Keep(u64, Keep),
 }
 
 /// First of the kinds that a later version may write.
-pub(crate) const RESERVED_KINDS: u16 = 17;
+pub(crate) const RESERVED_KINDS: u16 = 19;
 
 impl Record {
     pub(crate) fn kind(&self) -> u16 {
@@ -75,6 +85,8 @@ impl Record {
             Self::SnapshotEnd => 8,
             Self::Closed { .. } => 9,
             Self::Node(_) => 16,
+            Self::Base(_) => 17,
+            Self::Keep(..) => 18,
         }
     }
 
@@ -109,6 +121,11 @@ impl Record {
                 out.u64(lsn.0);
             }
             Self::SnapshotEnd => {}
+            Self::Base(base) => base.encode(out),
+            Self::Keep(time_us, keep) => {
+                out.u64(*time_us);
+                keep.encode(out);
+            }
             Self::Node(node) => {
                 out.u16(node.span.level);
                 out.u64(node.span.first);
@@ -143,6 +160,8 @@ impl Record {
                 let node = NodeRecord { span, bytes, extents, hash: reader.array()? };
                 Self::Node(span.is_aligned().then_some(node)?)
             }
+            17 => Self::Base(Arc::new(Base::decode(&mut reader)?)),
+            18 => Self::Keep(reader.u64()?, Keep::decode(&mut reader)?),
             _ => return None,
         };
         reader.end()?;

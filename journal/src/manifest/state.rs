@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::Lsn;
 
-use super::{NodeRecord, Record, Sealed, SegmentOpen};
+use super::{Base, Keep, NodeRecord, Record, Sealed, SegmentOpen};
 use crate::node::Span;
-use crate::records::DiskRecord;
+use crate::records::{DiskRecord, Pin};
 
 /// A disk and the sizes it was told to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +28,14 @@ pub(crate) struct State {
     pub open: BTreeMap<u64, SegmentOpen>,
     /// Merged nodes, lower levels first.
     pub nodes: BTreeMap<Span, NodeRecord>,
+    /// The images below the log.
+    pub base: Option<Arc<Base>>,
+    /// Pins that were not revoked, by name; they may have ended.
+    pub pins: BTreeMap<String, Pin>,
+    /// Points below are given up.
+    pub cutoff: Lsn,
+    /// The latest time of a change of pins or cutoff: the clock never goes back behind it.
+    pub clock_us: u64,
     /// Highest ordinal ever given.
     pub last_ordinal: u64,
     /// Acknowledged at least up to here.
@@ -67,6 +75,24 @@ impl State {
             }
             Record::Durable { seq, lsn } | Record::Closed { seq, lsn } => self.durable(*seq, *lsn),
             Record::SnapshotEnd => {}
+            Record::Base(base) => {
+                self.last_ordinal = self.last_ordinal.max(base.first_ordinal.saturating_sub(1));
+                self.sealed = self.sealed.split_off(&base.first_ordinal);
+                self.nodes.retain(|span, _| span.first >= base.first_ordinal);
+                self.base = Some(Arc::clone(base));
+            }
+            Record::Keep(time_us, keep) => {
+                self.clock_us = self.clock_us.max(*time_us);
+                match keep {
+                    Keep::Pin(pin) => {
+                        self.pins.insert(pin.name.clone(), pin.clone());
+                    }
+                    Keep::Revoked(name) => {
+                        self.pins.remove(name);
+                    }
+                    Keep::Cutoff(lsn) => self.cutoff = self.cutoff.max(*lsn),
+                }
+            }
             Record::Node(node) if node.bytes == 0 => {
                 self.nodes.remove(&node.span);
             }
@@ -86,6 +112,12 @@ impl State {
         let mut records = vec![Record::Writer(self.writer_generation)];
         records.extend(self.disks.values().cloned().map(Record::Disk));
         records.extend(self.notes.iter().map(|(key, value)| Record::Note(key.clone(), value.clone())));
+        records.extend(self.base.iter().cloned().map(Record::Base));
+        if self.cutoff > Lsn::ZERO || self.clock_us > 0 {
+            records.push(Record::Keep(self.clock_us, Keep::Cutoff(self.cutoff)));
+        }
+        let pins = self.pins.values().cloned();
+        records.extend(pins.map(|pin| Record::Keep(self.clock_us, Keep::Pin(pin))));
         records.extend(self.sealed.values().cloned().map(Record::Sealed));
         records.extend(self.open.values().copied().map(Record::Open));
         records.extend(self.nodes.values().copied().map(Record::Node));

@@ -14,7 +14,7 @@ use crate::manifest::State;
 use crate::position::Position;
 use crate::segment::{Scanner, Stop, newest_claim, segment_name};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StorageFile};
-use crate::timeline::{Event, History, Horizon};
+use crate::timeline::{Event, History, Horizon, Point};
 
 /// The log as far as it is intact.
 #[derive(Debug)]
@@ -69,6 +69,16 @@ pub(crate) fn replay(storage: &dyn Storage, key: &[u8; 32], state: &State) -> Re
     };
     for (id, disk) in &state.disks {
         log.history.disks.entry(tidemark_proto::ids::DiskId(*id)).or_default().sizes.clone_from(&disk.sizes);
+    }
+    if let Some(base) = &state.base {
+        for event in &base.events {
+            log.take(event);
+        }
+        for (disk, line) in &base.first_lines {
+            log.history.disks.entry(*disk).or_default().first_line = Some(*line);
+        }
+        log.history.floor = Some(Point { lsn: base.lsn, time_us: base.time_us });
+        (log.last_hash, log.floor_us) = (base.last_hash, base.floor_us);
     }
     for sealed in state.sealed.values() {
         for event in &sealed.events {

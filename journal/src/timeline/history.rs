@@ -13,6 +13,8 @@ pub(crate) struct History {
     pub gaps: Vec<Gap>,
     pub markers: Vec<Marker>,
     pub disks: BTreeMap<DiskId, DiskHistory>,
+    /// The oldest point: images hold what was before.
+    pub floor: Option<Point>,
 }
 
 /// A disk over LSNs.

@@ -75,6 +75,9 @@ impl Timeline {
         if self.horizon.is_none_or(|horizon| lsn > horizon.lsn) {
             return Err(RefusedCause::AfterLatest);
         }
+        if self.history.floor.is_some_and(|floor| lsn < floor.lsn) {
+            return Err(RefusedCause::BeforeHistory);
+        }
         let mut any = false;
         for (id, disk) in &self.history.disks {
             let known = disk.first_line.is_some_and(|line| line <= lsn);
@@ -99,12 +102,13 @@ impl Timeline {
     /// Runs of good LSNs, both ends inside. The answer can change only where a gap or a disk begins or a gap ends.
     fn runs_of_points(&self, disks: &[DiskId]) -> Vec<(Lsn, Lsn)> {
         let Some(horizon) = self.horizon else { return Vec::new() };
-        let mut edges: Vec<u64> = vec![1];
+        let first = self.history.floor.map_or(1, |floor| floor.lsn.0.max(1));
+        let mut edges: Vec<u64> = vec![first];
         edges.extend(
             self.history.gaps.iter().flat_map(|gap| [Some(gap.from.0), gap.to.map(|to| to.0)]).flatten(),
         );
         edges.extend(self.history.disks.values().filter_map(|disk| disk.first_line.map(|line| line.0)));
-        edges.retain(|edge| *edge >= 1 && *edge <= horizon.lsn.0);
+        edges.retain(|edge| *edge >= first && *edge <= horizon.lsn.0);
         edges.sort_unstable();
         edges.dedup();
         let ends = edges.iter().skip(1).map(|next| next - 1).chain([horizon.lsn.0]);
@@ -188,7 +192,9 @@ impl Timeline {
                 return Ok(self.source.lsn_at(run, time_us)?.unwrap_or(Lsn(summary.first_lsn)));
             }
         }
-        Ok(Lsn::ZERO)
+        // The floor's own segment may have been dropped.
+        let floor = self.history.floor.filter(|floor| floor.time_us <= time_us);
+        Ok(floor.map_or(Lsn::ZERO, |floor| floor.lsn))
     }
 
     /// When an LSN was captured, microseconds since the epoch by the appliance's clock; not decreasing by LSN; 0 for an
@@ -203,6 +209,6 @@ impl Timeline {
                 return Ok(self.source.time(run, lsn)?.unwrap_or(0));
             }
         }
-        Ok(0)
+        Ok(self.history.floor.filter(|floor| floor.lsn == lsn).map_or(0, |floor| floor.time_us))
     }
 }

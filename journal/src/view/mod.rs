@@ -1,5 +1,6 @@
 //! The content of disks as of an LSN.
 
+mod base;
 mod cache;
 mod files;
 mod nodes;
@@ -13,14 +14,16 @@ use std::sync::Arc;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
+pub use base::BaseImages;
 pub(crate) use files::FileKey;
 use payload::Payload;
-pub(crate) use resolve::rank;
-use resolve::{Content, Ranked, resolve};
+use resolve::{Content, Piece, Ranked, rank, resolve};
 pub(crate) use source::Source;
 pub(crate) use window::Window;
 
-use crate::error::ViewError;
+use crate::error::{ReadError, ViewError};
+use crate::journal::{Change, Runs};
+use crate::manifest::Base;
 use crate::wire::size;
 
 /// A disk as of a view's LSN.
@@ -46,7 +49,7 @@ pub struct Extent {
 /// What an extent holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {
-    /// Bytes that were written.
+    /// Bytes that were written, or that the image below may have.
     Data,
     /// Never written, zeroed or discarded.
     Zero,
@@ -64,11 +67,61 @@ struct Inner {
     runs: Vec<Ranked>,
     lsn: Lsn,
     disks: Vec<ViewDisk>,
+    /// What lies below the runs.
+    base: Option<Arc<Base>>,
 }
 
 impl View {
-    pub(crate) fn new(source: Arc<Source>, runs: Vec<Ranked>, lsn: Lsn, disks: Vec<ViewDisk>) -> Self {
-        Self { inner: Arc::new(Inner { source, runs, lsn, disks }) }
+    pub(crate) fn new(source: Arc<Source>, runs: &Runs, lsn: Lsn, disks: Vec<ViewDisk>) -> Self {
+        let base = runs.base.clone();
+        let floor = base.as_ref().map_or(Lsn::ZERO, |base| base.lsn);
+        let runs = rank(&runs.view(lsn), floor, lsn);
+        Self { inner: Arc::new(Inner { source, runs, lsn, disks, base }) }
+    }
+
+    fn resolve(&self, disk: DiskId, from: u64, to: u64) -> Result<Vec<Piece>, ReadError> {
+        let floor = self.inner.base.as_ref().map_or(Lsn::ZERO, |base| base.lsn);
+        resolve(&self.inner.source, &self.inner.runs, (floor, self.inner.lsn), disk, from, to)
+    }
+
+    /// What runs say of a byte range that begins and ends with a sector; what only the base has is left out.
+    pub(crate) fn changes(&self, disk: DiskId, offset: u64, bytes: u64) -> Result<Vec<Change>, ViewError> {
+        let (from, to) = self.sectors(disk, offset, bytes)?;
+        let mut changes: Vec<Change> = Vec::new();
+        for piece in self.resolve(disk, from, to)? {
+            let kind = match piece.content {
+                Content::Unwritten => continue,
+                Content::Zero => ExtentKind::Zero,
+                Content::Payload(_) => ExtentKind::Data,
+            };
+            match changes.last_mut() {
+                Some(last) if last.kind == kind && last.start + last.sectors == piece.start => {
+                    last.sectors += piece.sectors;
+                }
+                _ => changes.push(Change { start: piece.start, sectors: piece.sectors, kind }),
+            }
+        }
+        Ok(changes)
+    }
+
+    /// What lies below all runs.
+    fn read_base(&self, disk: DiskId, offset: u64, out: &mut [u8]) -> Result<(), ReadError> {
+        let Some(image) = self.inner.base.as_ref().and_then(|base| base.image(disk)) else {
+            out.fill(0);
+            return Ok(());
+        };
+        // Images are read by whole sectors.
+        let (sector, skip) = (offset / SECTOR_BYTES, size(offset % SECTOR_BYTES));
+        if skip == 0 && (out.len() as u64).is_multiple_of(SECTOR_BYTES) {
+            return self.inner.source.read_image(disk, image, sector, out);
+        }
+        let bytes = (skip + out.len()).next_multiple_of(size(SECTOR_BYTES));
+        let mut around = vec![0; bytes];
+        self.inner.source.read_image(disk, image, sector, &mut around)?;
+        for (out, byte) in out.iter_mut().zip(around.iter().skip(skip)) {
+            *out = *byte;
+        }
+        Ok(())
     }
 
     /// The LSN.
@@ -89,7 +142,7 @@ impl View {
     /// [`ViewError::Range`] beyond the disk's end; [`ViewError::Read`] when a checksum does not match or the storage fails.
     pub fn read_at(&self, disk: DiskId, offset: u64, buffer: &mut [u8]) -> Result<(), ViewError> {
         let (from, to) = self.sectors(disk, offset, buffer.len() as u64)?;
-        let pieces = resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)?;
+        let pieces = self.resolve(disk, from, to)?;
         let end = offset.saturating_add(buffer.len() as u64);
         let mut rest = buffer;
         let mut payload = Payload::new(&self.inner.source);
@@ -98,7 +151,8 @@ impl View {
             let piece_to = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end);
             let (out, next) = rest.split_at_mut_checked(size(piece_to - piece_from)).unwrap_or_default();
             match piece.content {
-                Content::Unwritten | Content::Zero => out.fill(0),
+                Content::Unwritten => self.read_base(disk, piece_from, out)?,
+                Content::Zero => out.fill(0),
                 Content::Payload(mut place) => {
                     place.offset += piece_from - piece.start * SECTOR_BYTES;
                     payload.read(&place, out)?;
@@ -117,11 +171,13 @@ impl View {
         let (from, to) = self.sectors(disk, offset, bytes)?;
         let end = offset.saturating_add(bytes);
         let mut extents: Vec<Extent> = Vec::new();
-        for piece in resolve(&self.inner.source, &self.inner.runs, self.inner.lsn, disk, from, to)? {
+        let below = self.inner.base.as_ref().is_some_and(|base| base.image(disk).is_some());
+        for piece in self.resolve(disk, from, to)? {
             let start = (piece.start * SECTOR_BYTES).max(offset);
             let bytes = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end) - start;
             let kind = match piece.content {
                 Content::Payload(_) => ExtentKind::Data,
+                Content::Unwritten if below => ExtentKind::Data,
                 Content::Unwritten | Content::Zero => ExtentKind::Zero,
             };
             match extents.last_mut() {

@@ -40,13 +40,14 @@ pub(crate) struct Ranked {
     pub older_max_lsn: u64,
 }
 
-/// Runs oldest first, with their bounds, for a view at `lsn`.
-pub(crate) fn rank(runs: &[Run], lsn: Lsn) -> Vec<Ranked> {
+/// Runs oldest first, with their bounds, for a view at `lsn` above images of `floor`.
+pub(crate) fn rank(runs: &[Run], floor: Lsn, lsn: Lsn) -> Vec<Ranked> {
     let mut older_max_lsn = 0;
     let mut ranked = Vec::with_capacity(runs.len());
     for run in runs {
         let summary = run.summary();
-        if summary.min_entry_lsn <= lsn.0 || matches!(run, Run::Open(_)) {
+        let some = summary.min_entry_lsn <= lsn.0 && summary.max_entry_lsn > floor.0;
+        if some || matches!(run, Run::Open(_)) {
             ranked.push(Ranked { run: run.clone(), older_max_lsn });
             // An open segment may still grow; what it may hold up to the view's LSN is bounded by that LSN alone.
             let most = if matches!(run, Run::Open(_)) { lsn.0 } else { summary.max_entry_lsn.min(lsn.0) };
@@ -90,17 +91,17 @@ fn push(out: &mut Vec<Piece>, piece: Piece) {
     out.push(piece);
 }
 
-/// Resolves sectors `[from, to)` of a disk, in order and without holes.
+/// Resolves sectors `[from, to)` of a disk by the versions above `floor` up to `lsn`, in order and without holes.
 pub(crate) fn resolve(
     source: &Source,
     runs: &[Ranked],
-    lsn: Lsn,
+    (floor, lsn): (Lsn, Lsn),
     disk: DiskId,
     from: u64,
     to: u64,
 ) -> Result<Vec<Piece>, ReadError> {
     let mut pieces = Vec::new();
-    let mut window = Window::new(disk, from, from);
+    let mut window = Window::new(disk, floor, from, from);
     let mut at = from;
     while at < to {
         let until = (at / WINDOW_SECTORS + 1).saturating_mul(WINDOW_SECTORS).min(to);
@@ -155,7 +156,7 @@ mod tests {
 
     fn segments(runs: &[Ranked]) -> Vec<(u64, u64, u64)> {
         let source = Source::new(Arc::new(SimStorage::new(1)), [0; 32], 0);
-        let pieces = resolve(&source, runs, Lsn(9), DiskId(1), 0, 8).unwrap();
+        let pieces = resolve(&source, runs, (Lsn::ZERO, Lsn(9)), DiskId(1), 0, 8).unwrap();
         let segment =
             |piece: &Piece| if let Content::Payload(bytes) = piece.content { bytes.segment } else { 0 };
         pieces.iter().map(|piece| (piece.start, piece.sectors, segment(piece))).collect()
@@ -165,7 +166,7 @@ mod tests {
     fn a_base_block_that_arrives_late_stays_below_the_writes_above_its_line() {
         // Line 2; LSN 5 was written above it; then its base blocks arrive in a newer segment.
         let runs = [segment(1, FrameKind::Writes, 5, 2, 3), segment(2, FrameKind::Base, 2, 0, 8)];
-        let mut ranked = rank(&runs, Lsn(9));
+        let mut ranked = rank(&runs, Lsn::ZERO, Lsn(9));
         let right = [(0, 2, 2), (2, 3, 1), (5, 3, 2)];
         assert_eq!(segments(&ranked), right);
         // Negative control: a search that ends at the first hit in the newest segment.

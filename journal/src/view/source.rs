@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tidemark_proto::ids::Lsn;
+use tidemark_proto::ids::{DiskId, Lsn};
 
+use super::base::BaseImages;
 use super::cache::{Cache, Cached, Part};
 use super::files::{FileKey, Files};
 use super::window::Window;
@@ -26,6 +27,7 @@ pub(crate) struct Source {
     files: Files,
     cache: Mutex<Cache>,
     pub(super) broken: Mutex<Broken>,
+    images: RwLock<Option<Arc<dyn BaseImages>>>,
 }
 
 /// Nodes that are damaged.
@@ -40,7 +42,27 @@ pub(super) struct Broken {
 impl Source {
     pub(crate) fn new(storage: Arc<dyn Storage>, key: [u8; 32], cache_bytes: usize) -> Self {
         let cache = Mutex::new(Cache::new(cache_bytes));
-        Self { key, files: Files::new(storage), cache, broken: Mutex::default() }
+        Self { key, files: Files::new(storage), cache, broken: Mutex::default(), images: RwLock::default() }
+    }
+
+    pub(crate) fn set_images(&self, images: Arc<dyn BaseImages>) {
+        *self.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images);
+    }
+
+    /// Reads an image below the log.
+    pub(super) fn read_image(
+        &self,
+        disk: DiskId,
+        image: &[u8],
+        sector: u64,
+        out: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let read = match images {
+            Some(images) => images.read(disk, image, sector, out),
+            None => Err("nobody here reads images".into()),
+        };
+        read.map_err(|source| ReadError::Image { disk, source })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

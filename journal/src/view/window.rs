@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tidemark_proto::ids::DiskId;
+use tidemark_proto::ids::{DiskId, Lsn};
 
 use crate::index::CHUNK_SECTORS;
 use crate::node::Extent;
@@ -17,6 +17,8 @@ pub(crate) struct Window {
     disk: DiskId,
     from: u64,
     to: u64,
+    /// Versions up to this LSN are none: the images hold them, and what was above them may have been dropped.
+    floor: Lsn,
     /// Per sector, 1 + the place of its version in `versions`; 0: none yet.
     winners: Vec<u32>,
     versions: Vec<Extent>,
@@ -33,9 +35,9 @@ struct Chunk {
 }
 
 impl Window {
-    pub(super) fn new(disk: DiskId, from: u64, to: u64) -> Self {
+    pub(super) fn new(disk: DiskId, floor: Lsn, from: u64, to: u64) -> Self {
         let mut window =
-            Self { disk, from, to, winners: Vec::new(), versions: Vec::new(), chunks: Vec::new() };
+            Self { disk, from, to, floor, winners: Vec::new(), versions: Vec::new(), chunks: Vec::new() };
         window.move_to(from, to);
         window
     }
@@ -80,7 +82,7 @@ impl Window {
     /// Takes a version of any sectors; where it is the last so far, it wins.
     pub(crate) fn offer(&mut self, version: &Extent) {
         let (from, to) = (version.start.max(self.from), version.end.min(self.to));
-        if version.disk != self.disk || from >= to {
+        if version.disk != self.disk || from >= to || version.lsn <= self.floor {
             return;
         }
         let order = version.order();
