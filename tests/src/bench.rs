@@ -1,6 +1,7 @@
 //! Benchmarks: each figure beside a baseline of the same run.
 
 mod fio;
+pub mod journal;
 mod processes;
 mod table;
 
