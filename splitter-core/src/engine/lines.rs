@@ -291,7 +291,8 @@ impl Engine {
         self.copy.forget_disk(slot);
     }
 
-    /// The disk's size changed, and its dirty maps with it. What was added is copied. The same size is no change.
+    /// The disk's size changed, and its dirty maps with it. What was added is copied; points before keep the old
+    /// size. The same size is no change.
     ///
     /// # Errors
     /// When its dirty map is not accessible.
@@ -310,7 +311,11 @@ impl Engine {
         self.close_batch();
         let lsn = self.next_lsn();
         self.push_frame(Body::Resize(Resize { lsn, disk_id, size_bytes, boottime_us: self.now_us }));
-        if size_bytes > old_bytes {
+        if size_bytes < old_bytes {
+            // A read that reaches into what was cut off is void: its blocks would lie beyond the disk.
+            let cut = BlockRange { start: size_bytes / BLOCK_BYTES, end: old_bytes.div_ceil(BLOCK_BYTES) };
+            self.copy.again(slot, cut);
+        } else {
             let range = BlockRange { start: old_bytes / BLOCK_BYTES, end: size_bytes.div_ceil(BLOCK_BYTES) };
             kernel.dirty.mark(slot, range)?;
             self.copy.again(slot, range);

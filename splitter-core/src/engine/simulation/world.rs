@@ -1,15 +1,18 @@
 //! The world around the engine: guest, disks, network, and everything that goes wrong.
 
+mod guest;
+mod trouble;
+
 use std::collections::{HashMap, VecDeque};
 
 use tidemark_proto::ids::DiskId;
-use tidemark_proto::v1::{DiskState, Frame, GapCause, StreamPosition, WriteKind, frame::Body};
+use tidemark_proto::v1::{DiskState, Frame, GapCause, StreamPosition, frame::Body};
 
 use super::appliance::Appliance;
 use super::checker::{Image, Moment, check};
-use super::kernel::{BLOCKS, DISKS, FakeControl, FakeMaps, FakeRing, Pinned, Record, SECTORS, Shared, Write};
+use super::kernel::{BLOCKS, DISKS, FakeControl, FakeMaps, FakeRing, Pinned, SECTORS, Shared, Write};
 use super::random::Random;
-use crate::capture::{Mode, Slot};
+use crate::capture::Slot;
 use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadRequest};
 
 /// Deliberately broken variants: the checker must fail on each.
@@ -43,10 +46,11 @@ pub(super) struct Totals {
     markers: u64,
     lines: u64,
     growths: u64,
+    shrinks: u64,
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 14] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 15] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -62,6 +66,7 @@ impl Totals {
             ("markers", self.markers),
             ("lines", self.lines),
             ("growths", self.growths),
+            ("shrinks", self.shrinks),
         ]
     }
 
@@ -80,6 +85,7 @@ impl Totals {
         self.markers += other.markers;
         self.lines += other.lines;
         self.growths += other.growths;
+        self.shrinks += other.shrinks;
     }
 }
 
@@ -175,8 +181,11 @@ impl World {
             if self.random.chance(5) {
                 self.blocks = BLOCKS;
             }
+            if self.random.chance(3) {
+                self.shrink();
+            }
             if self.random.chance(30) {
-                self.notice_growth()?;
+                self.notice_sizes()?;
             }
         }
         self.quiesce()?;
@@ -196,186 +205,43 @@ impl World {
         Ok(causes.collect())
     }
 
+    /// The disks lose their last blocks, where no write is going on.
+    fn shrink(&mut self) {
+        let blocks = self.blocks - 2;
+        let clear = |write: &Write| write.start + write.sectors <= blocks * 8;
+        let waiting = self.slow.as_ref().map(|(write, _, _)| write);
+        if blocks >= BLOCKS - 4 && self.flying.iter().map(|flying| &flying.write).chain(waiting).all(clear) {
+            self.blocks = blocks;
+        }
+    }
+
+    /// The maps follow the size of the disks.
+    fn resize_maps(&mut self) {
+        let mut pinned = self.pinned.borrow_mut();
+        let pinned = &mut *pinned;
+        pinned.blocks = self.blocks;
+        for bits in pinned.pending.iter_mut().chain(&mut pinned.dirty) {
+            bits[self.blocks..].fill(false);
+        }
+    }
+
     /// The daemon finds that the disks have another size than it knew.
-    fn notice_growth(&mut self) -> Result<(), String> {
+    fn notice_sizes(&mut self) -> Result<(), String> {
         if !self.splitter.engine.attached || !self.splitter.connected {
             return Ok(());
         }
-        self.pinned.borrow_mut().blocks = self.blocks;
+        self.resize_maps();
         for disk in 0..DISKS as u16 {
             let size_bytes = self.blocks as u64 * 4096;
-            if self.splitter.engine.disks.get(&Slot(disk)).is_some_and(|known| known.size_bytes != size_bytes)
-            {
-                self.totals.growths += 1;
+            let known = self.splitter.engine.disks.get(&Slot(disk)).map(|known| known.size_bytes);
+            if let Some(known) = known.filter(|known| *known != size_bytes) {
+                self.totals.growths += u64::from(known < size_bytes);
+                self.totals.shrinks += u64::from(known > size_bytes);
                 self.with_engine(|engine, kernel| engine.resize_disk(kernel, Slot(disk), size_bytes))
                     .map_err(|error| error.to_string())?;
             }
         }
         Ok(())
-    }
-
-    // ---- the guest -------------------------------------------------------------------------------------------
-
-    fn guest(&mut self, busy: u64) {
-        for _ in 0..4 {
-            if self.random.chance(busy) && self.flying.len() < 6 {
-                self.new_write();
-            }
-            if self.random.chance(350) && !self.flying.is_empty() {
-                let index = self.random.index(self.flying.len());
-                self.complete(index);
-            }
-            if self.slow.is_some() && self.random.chance(300) {
-                self.finish_slow();
-            }
-        }
-    }
-
-    /// A chance of a miss.
-    fn mishap(&mut self, per_mille: u64) -> bool {
-        self.random.chance(per_mille) && (!self.calm || self.random.chance(100))
-    }
-
-    fn make_write(&mut self) -> Write {
-        let id = self.next_id;
-        self.next_id += 1;
-        // Few addresses: they are used again at once.
-        let request = (1..).find(|request| self.request_free(*request)).unwrap_or(0);
-        let kind = match self.random.below(20) {
-            0 => WriteKind::Zeroes,
-            1 => WriteKind::Discard,
-            2 => WriteKind::Flush,
-            _ => WriteKind::Data,
-        };
-        let sectors = if kind == WriteKind::Flush { 0 } else { 1 + self.random.index(10) };
-        // Overlaps happen, but not all the time.
-        let mut start = self.random.index(self.blocks * 8 - 10);
-        let slot = self.random.index(DISKS);
-        for _ in 0..8 {
-            let clash = self.flying.iter().any(|other| {
-                other.write.slot == slot
-                    && other.write.start < start + sectors
-                    && start < other.write.start + other.write.sectors
-            });
-            if !clash || self.mishap(60) {
-                self.totals.overlaps += u64::from(clash);
-                break;
-            }
-            start = self.random.index(self.blocks * 8 - 10);
-        }
-        Write { id, request, slot, kind, start, sectors }
-    }
-
-    fn request_free(&self, request: u64) -> bool {
-        self.flying.iter().all(|other| other.write.request != request)
-            && self.slow.as_ref().is_none_or(|(write, _, _)| write.request != request)
-    }
-
-    fn new_write(&mut self) {
-        let write = self.make_write();
-        let requeued: Vec<usize> =
-            (0..self.flying.len()).filter(|index| self.flying[*index].requeued).collect();
-        if let Some(index) = requeued.first() {
-            // The driver takes the request back: same address and place, issued once more.
-            let old = self.flying.swap_remove(*index);
-            return self.issue(Write { id: write.id, ..old.write });
-        }
-        if self.mishap(4) {
-            self.totals.silent_misses += 1;
-            self.pinned.borrow_mut().missed[0] += u64::from(self.broken != Broken::SilentMiss);
-            self.flying.push(Flying { write, silent: true, unseen: true, requeued: false });
-            return;
-        }
-        let status = self.pinned.borrow().status;
-        if self.slow.is_none() && status.mode == Mode::Full && self.random.chance(60) {
-            let two_parts = self.random.chance(600);
-            if two_parts && !self.pinned.borrow_mut().append(status.generation, Record::Begin) {
-                return self.issue(write);
-            }
-            self.slow = Some((write, status.generation, two_parts));
-            return;
-        }
-        self.issue(write);
-    }
-
-    fn issue(&mut self, write: Write) {
-        let status = self.pinned.borrow().status;
-        if status.mode == Mode::Full {
-            self.append_issue(write, status.generation, false);
-        } else {
-            self.pinned.borrow_mut().mark_dirty(&write);
-            self.flying.push(Flying { write, silent: false, unseen: true, requeued: false });
-        }
-    }
-
-    fn append_issue(&mut self, write: Write, generation: u32, two_parts: bool) {
-        let record = Record::Issue { write: write.clone(), two_parts };
-        let captured = self.pinned.borrow_mut().append(generation, record);
-        if !captured {
-            self.pinned.borrow_mut().mark_dirty(&write);
-        }
-        self.flying.push(Flying { write: write.clone(), silent: false, unseen: !captured, requeued: false });
-        if captured {
-            let moment = Moment {
-                index: self.next_index,
-                disks: self.disks.clone(),
-                in_flight: self.flying.iter().map(|other| other.write.clone()).collect(),
-            };
-            self.next_index += 1;
-            self.moments.insert(write.id, moment);
-        }
-    }
-
-    fn finish_slow(&mut self) {
-        let Some((mut write, generation, two_parts)) = self.slow.take() else { return };
-        // Ids are the time stamps: they follow the ring.
-        write.id = self.next_id;
-        self.next_id += 1;
-        if generation != self.pinned.borrow().status.generation {
-            self.totals.late_units += 1;
-        }
-        self.append_issue(write, generation, two_parts);
-    }
-
-    fn complete(&mut self, index: usize) {
-        let Flying { write, silent, unseen, requeued } = self.flying[index].clone();
-        if requeued {
-            return;
-        }
-        let full = self.pinned.borrow().status.mode == Mode::Full;
-        if !silent && !unseen && full && self.random.chance(15) {
-            let generation = self.pinned.borrow().status.generation;
-            self.pinned.borrow_mut().append(generation, Record::Requeue(write.request));
-            self.flying[index].requeued = true;
-            self.totals.requeues += 1;
-            return;
-        }
-        self.flying.swap_remove(index);
-        let failed = !silent && self.mishap(15);
-        let short =
-            !silent && !failed && write.sectors > 0 && write.kind == WriteKind::Data && self.mishap(10);
-        self.totals.failed_writes += u64::from(failed || short);
-        if !failed || self.random.chance(500) {
-            let sectors = write.sectors - usize::from(short);
-            for sector in write.start..write.start + sectors {
-                self.disks[write.slot][sector] = write.value();
-            }
-        }
-        if silent {
-            // The witness counts completions: a write missed at both ends shows at each.
-            self.pinned.borrow_mut().missed[0] += u64::from(self.broken != Broken::SilentMiss);
-            return;
-        }
-        let mut pinned = self.pinned.borrow_mut();
-        let status = pinned.status;
-        if unseen && write.sectors > 0 || status.mode == Mode::DirtyOnly {
-            pinned.mark_dirty(&write);
-        }
-        if status.mode == Mode::Full
-            && !pinned.append(status.generation, Record::Complete { write: write.clone(), failed, short })
-        {
-            pinned.mark_dirty(&write);
-        }
     }
 
     // ---- splitter, network, appliance --------------------------------------------------------------------------
@@ -462,8 +328,11 @@ impl World {
                 let value = self.disks[request.slot.0 as usize][start + offset];
                 sector[..8].copy_from_slice(&value.to_le_bytes());
             }
-            *data = Some(bytes);
-            return Ok(());
+            // Beyond the end of a disk that shrank meanwhile, a read fails.
+            if start + bytes.len() / 512 <= self.blocks * 8 {
+                *data = Some(bytes);
+                return Ok(());
+            }
         }
         let (request, mut data) = self.splitter.reads.swap_remove(index);
         if self.random.chance(20) {
@@ -495,7 +364,7 @@ impl World {
             self.appliance.commit();
         }
         let welcome = self.appliance.welcome(window);
-        self.pinned.borrow_mut().blocks = self.blocks;
+        self.resize_maps();
         let known = welcome.durable.as_ref().is_some_and(|durable| durable.seq > 0);
         let cause = if known { GapCause::CaptureRestarted } else { GapCause::InitialCopy };
         let configs: Vec<DiskConfig> = (0..DISKS as u16)
@@ -511,66 +380,6 @@ impl World {
             .map_err(|error| error.to_string())?;
         self.splitter.connected = true;
         Ok(())
-    }
-
-    // ---- what goes wrong ---------------------------------------------------------------------------------------
-
-    fn trouble(&mut self) {
-        match self.random.below(10) {
-            0..4 => {
-                self.totals.disconnects += 1;
-                self.disconnect();
-            }
-            4..7 => {
-                self.totals.splitter_restarts += 1;
-                self.kill_splitter();
-            }
-            7 | 8 => {
-                self.totals.appliance_crashes += 1;
-                self.disconnect();
-                self.appliance.crash();
-            }
-            _ => {
-                self.totals.reboots += 1;
-                self.reboot();
-            }
-        }
-    }
-
-    fn disconnect(&mut self) {
-        self.to_appliance.clear();
-        self.to_splitter.clear();
-        self.splitter.connected = false;
-        self.splitter.engine.disconnected();
-    }
-
-    fn kill_splitter(&mut self) {
-        self.disconnect();
-        if self.broken == Broken::ForgottenBits {
-            self.pinned.borrow_mut().pending = vec![vec![false; BLOCKS]; DISKS];
-        }
-        self.splitter = Splitter::new(&self.pinned);
-    }
-
-    fn reboot(&mut self) {
-        // A lost write may have reached the disk, wholly or not at all, without any record of it.
-        for flying in std::mem::take(&mut self.flying) {
-            let write = flying.write;
-            if self.random.chance(500) {
-                for sector in write.start..write.start + write.sectors {
-                    self.disks[write.slot][sector] = write.value();
-                }
-            }
-        }
-        self.slow = None;
-        self.totals.drops += self.pinned.borrow().status.drops;
-        for _ in 0..self.random.below(5) {
-            let (slot, sector) = (self.random.index(DISKS), self.random.index(self.blocks * 8));
-            self.disks[slot][sector] = self.random.below(1000) + 1;
-        }
-        self.captures += 1;
-        self.pinned = Pinned::new(self.captures, self.ring_bytes, self.blocks);
-        self.kill_splitter();
     }
 
     // ---- the end -----------------------------------------------------------------------------------------------
@@ -592,7 +401,7 @@ impl World {
         self.blocks = BLOCKS;
         for _ in 0..20_000 {
             self.pump()?;
-            self.notice_growth()?;
+            self.notice_sizes()?;
             self.now_us += 10_000;
             if self.quiet() {
                 self.appliance.commit();

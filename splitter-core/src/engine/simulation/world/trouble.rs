@@ -1,0 +1,64 @@
+//! What goes wrong around the engine: connections, processes, the machine.
+
+use super::super::kernel::{BLOCKS, DISKS, Pinned};
+use super::{Broken, Splitter, World};
+
+impl World {
+    pub(super) fn trouble(&mut self) {
+        match self.random.below(10) {
+            0..4 => {
+                self.totals.disconnects += 1;
+                self.disconnect();
+            }
+            4..7 => {
+                self.totals.splitter_restarts += 1;
+                self.kill_splitter();
+            }
+            7 | 8 => {
+                self.totals.appliance_crashes += 1;
+                self.disconnect();
+                self.appliance.crash();
+            }
+            _ => {
+                self.totals.reboots += 1;
+                self.reboot();
+            }
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.to_appliance.clear();
+        self.to_splitter.clear();
+        self.splitter.connected = false;
+        self.splitter.engine.disconnected();
+    }
+
+    fn kill_splitter(&mut self) {
+        self.disconnect();
+        if self.broken == Broken::ForgottenBits {
+            self.pinned.borrow_mut().pending = vec![vec![false; BLOCKS]; DISKS];
+        }
+        self.splitter = Splitter::new(&self.pinned);
+    }
+
+    fn reboot(&mut self) {
+        // A lost write may have reached the disk, wholly or not at all, without any record of it.
+        for flying in std::mem::take(&mut self.flying) {
+            let write = flying.write;
+            if self.random.chance(500) {
+                for sector in write.start..write.start + write.sectors {
+                    self.disks[write.slot][sector] = write.value();
+                }
+            }
+        }
+        self.slow = None;
+        self.totals.drops += self.pinned.borrow().status.drops;
+        for _ in 0..self.random.below(5) {
+            let (slot, sector) = (self.random.index(DISKS), self.random.index(self.blocks * 8));
+            self.disks[slot][sector] = self.random.below(1000) + 1;
+        }
+        self.captures += 1;
+        self.pinned = Pinned::new(self.captures, self.ring_bytes, self.blocks);
+        self.kill_splitter();
+    }
+}
