@@ -344,4 +344,10 @@ fn a_resized_disk_keeps_its_bits() {
     let mut moved = Vec::new();
     capture.maps.take(slot, &mut |range| moved.push(range)).unwrap();
     assert_eq!(moved, [tidemark_splitter_core::capture::BlockRange { start: 1024, end: 1025 }]);
+    // Smaller: what lay beyond the new end counts no longer, in the same word of the map too.
+    capture.maps.mark(slot, tidemark_splitter_core::capture::BlockRange { start: 30, end: 50 }).unwrap();
+    capture.resize_disk(slot, 40 * 8).unwrap();
+    assert_eq!((capture.maps.blocks(slot), capture.maps.pending_blocks(slot)), (40, 11));
+    capture.maps.clear(slot, tidemark_splitter_core::capture::BlockRange { start: 0, end: 40 }).unwrap();
+    assert_eq!(capture.maps.pending_blocks(slot), 0);
 }

@@ -93,18 +93,24 @@ impl DiskMaps {
         let mut added = 0;
         let pending = Self::words(&self.pending);
         for (index, (dirty, pending)) in Self::words(&self.dirty).iter().zip(pending).enumerate() {
-            let bits = dirty.load(Ordering::Acquire);
-            if bits == 0 {
+            let found = dirty.load(Ordering::Acquire);
+            if found == 0 {
                 continue;
             }
+            // A write that ended while the disk shrank may have marked blocks beyond its end.
+            let bits = found & word_mask(index as u64, self.all());
             added += u64::from((bits & !pending.fetch_or(bits, Ordering::AcqRel)).count_ones());
-            dirty.fetch_and(!bits, Ordering::AcqRel);
+            dirty.fetch_and(!found, Ordering::AcqRel);
             push_runs(&mut run, index as u64 * WORD_BLOCKS, bits, self.blocks, moved);
         }
         if let Some(run) = run {
             moved(run);
         }
         self.pending_blocks += added;
+    }
+
+    fn all(&self) -> BlockRange {
+        BlockRange { start: 0, end: self.blocks }
     }
 
     fn count(&self) -> u64 {
@@ -242,8 +248,9 @@ impl TapMaps {
             .and_then(Option::as_mut)
             .ok_or(CaptureError::NoDisk(slot))?;
         for (from, to) in [(&old.dirty, &new.dirty), (&old.pending, &new.pending)] {
-            for (from, to) in DiskMaps::words(from).iter().zip(DiskMaps::words(to)) {
-                to.fetch_or(from.load(Ordering::Acquire), Ordering::AcqRel);
+            for (index, (from, to)) in DiskMaps::words(from).iter().zip(DiskMaps::words(to)).enumerate() {
+                let kept = from.load(Ordering::Acquire) & word_mask(index as u64, new.all());
+                to.fetch_or(kept, Ordering::AcqRel);
             }
         }
         new.pending_blocks = new.count();

@@ -88,7 +88,9 @@ pub enum NoteError {
 }
 
 pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError> {
-    if let Some(known) = wanted.disks.iter_mut().find(|known| known.identity == disk.identity) {
+    if let Some(known) =
+        wanted.disks.iter_mut().find(|known| disks::identity_names(&known.identity, &disk.identity))
+    {
         known.path.clone_from(&disk.path);
         return Ok(());
     }
@@ -108,7 +110,7 @@ pub(super) fn position(wanted: &Disks, path: &Path) -> Option<usize> {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let identity = Disk::inspect(path).ok().map(|disk| disk.identity);
     wanted.disks.iter().position(|disk| match &identity {
-        Some(identity) => disk.identity == *identity,
+        Some(identity) => disks::identity_names(&disk.identity, identity),
         None => disk.path == path || disk.path == real,
     })
 }
@@ -164,7 +166,7 @@ impl Protection {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn add(&mut self, disk: Disk, reads: &mpsc::Sender<Task>) -> Result<(), CaptureError> {
-        if self.held.iter().any(|held| held.disk.identity == disk.identity) {
+        if self.held.iter().any(|held| disks::identity_names(&held.disk.identity, &disk.identity)) {
             return Ok(());
         }
         // The same identity as another device was not captured in between: it begins anew.
@@ -179,6 +181,11 @@ impl Protection {
             self.capture.remove_disk(slot)?;
         }
         let (slot, fresh) = self.capture.add_disk(&disk)?;
+        let known = self.capture.disks().into_iter().find(|held| held.slot == slot);
+        if known.is_some_and(|known| known.sectors != disk.sectors) {
+            // It changed while no splitter ran; the hello tells the new size, the maps must have it before.
+            self.capture.resize_disk(slot, disk.sectors)?;
+        }
         // The reader ends only with the worker; a refused open shows as failing reads.
         let _ = reads.send(Task::Open {
             slot,
@@ -187,6 +194,25 @@ impl Protection {
         });
         self.held.push(Held { slot, disk, fresh, id: None });
         Ok(())
+    }
+
+    /// Looks at the size of every disk. Where one has changed, its maps follow; returns these slots with the new size
+    /// in bytes, for the engine.
+    ///
+    /// # Errors
+    /// When memory for the maps is short; the disk keeps its old size and is looked at again.
+    pub(super) fn follow_sizes(&mut self) -> Result<Vec<(Slot, u64)>, CaptureError> {
+        let mut changed = Vec::new();
+        for held in &mut self.held {
+            let Some(sectors) = held.disk.present_sectors().filter(|now| *now != held.disk.sectors) else {
+                continue;
+            };
+            self.capture.resize_disk(held.slot, sectors)?;
+            tracing::info!(disk = %held.disk.path.display(), from = held.disk.sectors, to = sectors, "size in sectors changed");
+            held.disk.sectors = sectors;
+            changed.push((held.slot, sectors.saturating_mul(512)));
+        }
+        Ok(changed)
     }
 
     /// Stops capturing a disk.

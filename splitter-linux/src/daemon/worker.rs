@@ -32,6 +32,8 @@ const SLEEP_MIN: Duration = Duration::from_micros(200);
 const SLEEP_MAX: Duration = Duration::from_millis(4);
 /// How often resident memory is measured.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the sizes of the disks are looked at: as often as a heartbeat.
+const SIZES_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands taken in one round at most, so that a flood of acknowledgements does not stop the ring's reader.
 const COMMANDS_MAX: usize = 256;
 
@@ -98,6 +100,7 @@ struct Worker {
     /// Bookmarks placed and not acknowledged yet.
     placed: Vec<(Bookmark, Answer<Bookmark>)>,
     measured: Option<Instant>,
+    sizes_seen: Option<Instant>,
     resident_bytes: u64,
 }
 
@@ -131,6 +134,7 @@ impl Worker {
             asked: Vec::new(),
             placed: Vec::new(),
             measured: None,
+            sizes_seen: None,
             resident_bytes: 0,
         })
     }
@@ -150,6 +154,7 @@ impl Worker {
                 }
             }
             self.measure();
+            self.follow_sizes()?;
             let more = self.step()?;
             let sent = self.send_frames();
             self.take_notices();
@@ -400,6 +405,29 @@ impl Worker {
 
     fn begin_session_anew(&self) {
         self.restart.send_modify(|count| *count += 1);
+    }
+
+    /// A disk that grew or shrank is said in the stream, while there is one: a hello tells the size otherwise.
+    fn follow_sizes(&mut self) -> Result<(), EngineError> {
+        let Some(protection) = &mut self.protection else { return Ok(()) };
+        if self.session.is_none() || self.sizes_seen.is_some_and(|at| at.elapsed() < SIZES_INTERVAL) {
+            return Ok(());
+        }
+        self.sizes_seen = Some(Instant::now());
+        let changed = protection.follow_sizes().unwrap_or_else(|error| {
+            tracing::warn!(%error, "a disk's new size cannot be followed yet");
+            Vec::new()
+        });
+        let engine = &mut self.engine;
+        let mut outcome = Ok(());
+        for (slot, size_bytes) in changed {
+            self.kernel.lend(&mut protection.capture, &mut |kernel| {
+                outcome = engine.resize_disk(kernel, slot, size_bytes);
+            });
+            outcome?;
+            outcome = Ok(());
+        }
+        Ok(())
     }
 
     fn measure(&mut self) {

@@ -63,7 +63,7 @@ impl Disk {
         let sectors = number(folder, "size").unwrap_or(0);
         let queue = folder.join("queue");
         Self {
-            identity: identity::of(folder, &path, sectors),
+            identity: identity::of(folder, &path),
             path,
             device: u32::try_from(major << 20 | minor).unwrap_or(u32::MAX),
             sectors,
@@ -74,6 +74,14 @@ impl Disk {
             write_back: attribute(&queue, "write_cache").is_some_and(|mode| mode == "write back"),
             disk_sequence: number(folder, "diskseq").unwrap_or(0),
         }
+    }
+
+    /// Its size now, in sectors; `None` when it is gone.
+    #[must_use]
+    pub fn present_sectors(&self) -> Option<u64> {
+        let folder = self.sys_path();
+        let same = number(&folder, "diskseq").unwrap_or(0) == self.disk_sequence;
+        number(&folder, "size").filter(|sectors| *sectors > 0 && same)
     }
 
     /// Its folder in sysfs.
@@ -147,17 +155,17 @@ pub fn list() -> Vec<Disk> {
         .collect()
 }
 
-/// The disk of that identity, wherever it is now.
+/// The disk of that identity, wherever it is now, under the identity as it was noted.
 ///
 /// # Errors
 /// When there is none, or more than one.
 pub fn find(wanted: &str) -> Result<Disk, Refusal> {
-    let mut matching = list().into_iter().filter(|disk| disk.identity == wanted);
+    let mut matching = list().into_iter().filter(|disk| identity::names(wanted, &disk.identity));
     let disk = matching.next().ok_or_else(|| Refusal::Gone(wanted.to_owned()))?;
     match matching.next() {
         Some(other) => {
             Err(Refusal::Ambiguous { path: disk.path, other: other.path, identity: disk.identity })
         }
-        None => Ok(disk),
+        None => Ok(Disk { identity: wanted.to_owned(), ..disk }),
     }
 }

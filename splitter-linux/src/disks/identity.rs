@@ -2,7 +2,7 @@
 //!
 //! In order: the world-wide name, the serial number (with vendor and model), for a loop device its file, the GPT
 //! identifier of the disk, the MBR signature, the identifier of the file system on the whole disk, and at last the
-//! place of the controller with the size.
+//! place of the controller. Places were once noted with the size, which may change; such a note still names its disk.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -15,11 +15,20 @@ use super::sysfs::{attribute, number};
 const HEAD_BYTES: usize = 72 << 10;
 
 /// The identity of a disk, as text: `wwn:…`, `serial:…`, `loop:…`, `gpt:…`, `mbr:…`, `fs:…`, `place:…`.
-pub(crate) fn of(sys_folder: &Path, device_file: &Path, sectors: u64) -> String {
+pub(crate) fn of(sys_folder: &Path, device_file: &Path) -> String {
     hardware(sys_folder)
         .or_else(|| loop_file(sys_folder))
         .or_else(|| content(&head(device_file)?))
-        .unwrap_or_else(|| format!("place:{}:{sectors}", place(sys_folder)))
+        .unwrap_or_else(|| format!("place:{}", place(sys_folder)))
+}
+
+/// Whether a noted identity is that of a disk.
+pub fn names(noted: &str, found: &str) -> bool {
+    let place_only = || {
+        let (place, sectors) = noted.strip_prefix("place:")?.rsplit_once(':')?;
+        (!sectors.is_empty() && sectors.bytes().all(|byte| byte.is_ascii_digit())).then_some(place)
+    };
+    noted == found || place_only().is_some_and(|place| found.strip_prefix("place:") == Some(place))
 }
 
 fn hardware(folder: &Path) -> Option<String> {
@@ -117,6 +126,16 @@ fn content(head: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_noted_with_a_size_names_the_disk_that_is_there() {
+        let found = "place:pci0000:00/0000:00:05.0/virtio2";
+        assert!(names("place:pci0000:00/0000:00:05.0/virtio2:2097152", found));
+        assert!(names(found, found));
+        assert!(!names("place:pci0000:00/0000:00:05.0/virtio3:2097152", found));
+        assert!(!names("place:pci0000:00/0000:00:05.0/virtio2:x", found));
+        assert!(!names("serial:disk:2097152", "serial:disk"));
+    }
 
     #[test]
     fn each_format_names_its_disk() {

@@ -9,6 +9,7 @@ mod refusal;
 mod sysfs;
 
 pub use disk::{Disk, find, list};
+pub use identity::names as identity_names;
 pub use machine::check as check_machine;
 pub use nesting::refuse_nested;
 pub(crate) use reader::AlignedBuffer;
