@@ -120,6 +120,10 @@ pub struct RunOptions {
     /// Size of the ring between kernel and splitter in MiB, a power of two. Takes effect when the tap is next loaded.
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
     pub ring_mib: u32,
+    /// Scheduling priority of the splitter's threads, 0 (as any program) to 19 (last). Where processors are scarce a
+    /// higher number favours the guest's applications, and a gap comes earlier.
+    #[arg(long, value_name = "LEVEL", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
+    pub nice: u8,
     /// Format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log: LogFormat,

@@ -18,6 +18,24 @@ pub(super) fn apply() {
     }
 }
 
+/// Lets the guest's own threads go first. Called before other threads start, which inherit the level.
+///
+/// The ring holds seconds of writing, so the splitter need not run at once, only often enough: at level 10 it has a
+/// tenth of the weight of a normal thread and still a share of a busy processor, which `SCHED_IDLE` would not give it
+/// and without which the ring fills. `SCHED_BATCH` changes nothing here: the worker wakes by a timer, not by writes. A
+/// level that is lower already, by `nice` or the service manager, stays.
+pub(super) fn yield_to_guest(level: u8) {
+    // SAFETY: both calls take numbers only and concern the calling thread.
+    let set = unsafe {
+        let level = libc::c_int::from(level);
+        libc::getpriority(libc::PRIO_PROCESS, 0) >= level
+            || libc::setpriority(libc::PRIO_PROCESS, 0, level) == 0
+    };
+    if !set {
+        tracing::info!(error = %std::io::Error::last_os_error(), "the priority is not lowered");
+    }
+}
+
 /// Anonymous resident memory: all of the process but program text and the mapped ring and maps, which live in the
 /// kernel anyway. 0 when unknown.
 pub(super) fn resident_bytes() -> u64 {

@@ -53,6 +53,7 @@ pub fn run(options: RunOptions, parts: Parts) -> Result<()> {
     let _lock = state.lock()?;
     crate::disks::check_machine()?;
     hardening::apply();
+    hardening::yield_to_guest(options.nice);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
