@@ -12,9 +12,11 @@
 //! - [`view`]: the content of a disk as of an LSN.
 //! - [`image`]: a disk as of one LSN, as chunks of the store.
 //! - [`store`]: chunks that all VMs share, compressed and encrypted.
+//! - [`changed`]: which bytes differ between two points.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
 
+pub mod changed;
 mod dump;
 pub mod error;
 pub mod frame;

@@ -152,6 +152,11 @@ impl MemoryIndex {
         self.narrow.values()
     }
 
+    /// Entries from a key on, in index order.
+    pub(crate) fn narrow_from(&self, key: Key) -> impl Iterator<Item = &IndexEntry> {
+        self.narrow.range(key..).map(|(_, entry)| entry)
+    }
+
     pub(crate) fn wide(&self) -> &[IndexEntry] {
         &self.wide
     }

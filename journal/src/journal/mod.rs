@@ -14,7 +14,7 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use tidemark_proto::ids::{Lsn, VmId};
+use tidemark_proto::ids::{DiskId, Lsn, VmId};
 
 pub(crate) use append::push_event;
 pub use fold::{Change, Fold};
@@ -22,6 +22,7 @@ use merge::Merging;
 pub(crate) use open::{is_listed, read_file, read_manifest};
 pub(crate) use runs::{MemorySegment, Node, Run, Runs};
 
+use crate::changed::{Between, Changes, gather};
 use crate::error::{AppendError, ViewError};
 use crate::manifest::{DiskState, ManifestLog, Record, State};
 use crate::options::limits::{NOTE_KEY_MAX_BYTES, NOTE_VALUE_MAX_BYTES};
@@ -254,6 +255,30 @@ impl Journal {
             self.timeline().check(lsn, &[]).map_err(refuse)?;
         }
         Ok(View::new(Arc::clone(&self.source), &runs, lsn, disks.collect()))
+    }
+
+    /// The bytes of a disk that differ between two recovery points, in order. A disk that was added between them is
+    /// compared with zeroes, as is what lies beyond the end of one that grew; beyond its end at `to` nothing is compared.
+    ///
+    /// # Errors
+    /// As [`Journal::view`] for either point; [`ViewError::NoDisk`] when the disk is not exact at `to`, or is in a gap at
+    /// `from`.
+    pub fn changed(&self, disk: DiskId, from: Lsn, to: Lsn) -> Result<Changes, ViewError> {
+        let (from, to) = (from.min(to), from.max(to));
+        // First: a fold that comes in between then refuses the earlier point, and drops nothing unseen.
+        let runs = self.runs();
+        let views = (self.view(from)?, self.view(to)?);
+        let timeline = self.timeline();
+        let has = |view: &View| view.disks().iter().any(|found| found.id == disk);
+        if !has(&views.0) && timeline.knows(disk, from) {
+            return Err(ViewError::NoDisk { disk, lsn: from });
+        }
+        if !has(&views.1) {
+            return Err(ViewError::NoDisk { disk, lsn: to });
+        }
+        let between = Between { disk, from, to };
+        let (cursors, wide) = gather(&self.source, &runs.segments, &between)?;
+        Ok(Changes::new(disk, views, cursors, wide))
     }
 
     /// Counters.

@@ -60,6 +60,11 @@ impl Timeline {
         known.map(|(id, _)| *id).filter(|id| self.gap_at(lsn, *id).is_none()).collect()
     }
 
+    /// Whether a disk was protected by then, exact or not.
+    pub(crate) fn knows(&self, disk: DiskId, lsn: Lsn) -> bool {
+        self.history.disks.get(&disk).is_some_and(|disk| disk.first_line.is_some_and(|line| line <= lsn))
+    }
+
     pub(crate) fn size_at(&self, disk: DiskId, lsn: Lsn) -> u64 {
         self.history.disks.get(&disk).map_or(0, |disk| disk.size_at(lsn))
     }

@@ -7,6 +7,7 @@ mod nodes;
 mod payload;
 mod resolve;
 mod source;
+mod walk;
 mod window;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ pub(crate) use files::FileKey;
 use payload::Payload;
 use resolve::{Content, Piece, Ranked, rank, resolve};
 pub(crate) use source::Source;
+pub(crate) use walk::PlaceInRun;
 pub(crate) use window::Window;
 
 use crate::error::{ReadError, ViewError};

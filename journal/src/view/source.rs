@@ -112,7 +112,7 @@ impl Source {
         self.bytes(FileKey::Leaf(ordinal), offset, bytes)
     }
 
-    fn directory(&self, sealed: &Sealed) -> Result<Arc<Directory>, ReadError> {
+    pub(super) fn directory(&self, sealed: &Sealed) -> Result<Arc<Directory>, ReadError> {
         let ordinal = sealed.ordinal;
         let pick = |cached| if let Cached::Directory(found) = cached { Some(found) } else { None };
         let found = self.cached(FileKey::Leaf(ordinal), Part::Directory, pick, || {
@@ -133,7 +133,7 @@ impl Source {
         found.ok_or_else(|| broken(ordinal, "no directory"))
     }
 
-    fn entries(
+    pub(super) fn entries(
         &self,
         ordinal: u64,
         directory: &Directory,
