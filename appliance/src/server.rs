@@ -10,6 +10,7 @@ use rustls::crypto::CryptoProvider;
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
+use tidemark_proto::v1::history_server::HistoryServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
-use crate::api::{self, ConsoleService};
+use crate::api::{self, ConsoleService, HistoryService};
 use crate::catalog::Catalog;
 use crate::clock::now_us;
 use crate::core::Core;
@@ -257,13 +258,16 @@ async fn serve(
     incoming: Incoming,
     ending: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let (vm_gate, admin_gate) = (Arc::clone(&core.gate), Arc::clone(&core.gate));
+    let [vm_gate, admin_gate, history_gate] = [(); 3].map(|()| Arc::clone(&core.gate));
     let splitter = SplitterServer::new(SplitterService::new(Arc::clone(&core)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES);
     let splitter = InterceptedService::new(splitter, move |request| vm_gate.admit_vm(request));
     let console = ConsoleServer::new(ConsoleService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let console = InterceptedService::new(console, move |request| admin_gate.admit_admin(request));
+    let history = HistoryServer::new(HistoryService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let history = InterceptedService::new(history, move |request| history_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -275,6 +279,7 @@ async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(splitter)
         .add_service(console)
+        .add_service(history)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::tls::SERVER_NAME;
 use tidemark_proto::v1::console_client::ConsoleClient;
+use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
@@ -25,13 +26,33 @@ const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Calls the appliance's console service.
 pub(crate) type Client = ConsoleClient<Channel>;
 
+/// Calls the appliance's history service.
+pub(crate) type HistoryClient = GeneratedHistoryClient<Channel>;
+
 /// Connects with the credentials of `context`.
 pub(crate) async fn connect(context: &Context) -> Result<Client> {
+    Ok(console(channel(context).await?))
+}
+
+/// Calls the console service over a channel.
+pub(crate) fn console(channel: Channel) -> Client {
+    ConsoleClient::new(channel)
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// Calls the history service over a channel.
+pub(crate) fn history(channel: Channel) -> HistoryClient {
+    GeneratedHistoryClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// A connection for several services.
+pub(crate) async fn channel(context: &Context) -> Result<Channel> {
     let tls = ClientTlsConfig::new()
         .domain_name(SERVER_NAME)
         .ca_certificate(Certificate::from_pem(&context.ca_pem))
         .identity(Identity::from_pem(&context.certificate_pem, &context.key_pem));
-    let channel = Endpoint::from_shared(format!("https://{}", context.address))
+    Endpoint::from_shared(format!("https://{}", context.address))
         .with_context(|| format!("the context's address '{}' is not HOST:PORT", context.address))?
         .tls_config(tls)
         .context("the context's certificates cannot be used: copy the appliance's admin.context again")?
@@ -43,10 +64,7 @@ pub(crate) async fn connect(context: &Context) -> Result<Client> {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect()
         .await
-        .map_err(|error| unreachable(&context.address, &error))?;
-    Ok(ConsoleClient::new(channel)
-        .max_decoding_message_size(MESSAGE_MAX_BYTES)
-        .max_encoding_message_size(MESSAGE_MAX_BYTES))
+        .map_err(|error| unreachable(&context.address, &error))
 }
 
 /// The innermost cause is the one that tells something ("connection refused", "invalid peer certificate").

@@ -62,6 +62,27 @@ fn texts_for_people_and_scripts() {
 }
 
 #[test]
+fn differences_for_people_and_programs() {
+    let fixture = Fixture::start(Vec::new());
+    let diff = ["diff", "web-1", "--from", "lsn:10", "--to", "lsn:60"];
+    let text = fixture.succeed(&diff);
+    assert!(text.contains("(lsn:10)") && text.contains("25.6 KB") && text.contains("50"), "{text}");
+    assert!(text.contains("and 30 more: --all") && text.contains("nothing"), "{text}");
+    let all = fixture.succeed(&[&diff[..], &["--all"]].concat());
+    assert!(all.starts_with("disk-1  10240  512\n") && all.contains("disk-1  60416  512\n"), "{all}");
+    let json = fixture.json(&diff);
+    assert_eq!(json["ranges"].as_array().unwrap().len(), 50);
+    assert_eq!(json["ranges"][1], serde_json::json!({ "disk": "disk-1", "offset": 11264, "bytes": 512 }));
+    assert_eq!(json["disks"][0]["changed_bytes"], 25_600);
+    assert_eq!(json["disks"][1]["changed_ranges"], 0);
+    assert_eq!(json["to"]["lsn"], 60);
+    let none = fixture.json(&["diff", "web-1", "--from", "lsn:10", "--to", "lsn:10"]);
+    assert_eq!(none["ranges"], serde_json::json!([]));
+    assert!(fixture.fail(1, &["diff", "web-1", "--from", "lsn:1", "--to", "lsn:999"]).contains("nearest"));
+    fixture.fail(2, &["diff", "web-1", "--from", "lsn:1"]);
+}
+
+#[test]
 fn failures_are_one_line_with_the_right_code() {
     let mut fixture = Fixture::start(vec![("disk-1", content(4 << 20, 1))]);
     assert!(fixture.fail(1, &["vm", "show", "nobody"]).contains("tidemark vm list"));

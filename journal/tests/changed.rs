@@ -8,8 +8,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 use support::*;
 use tidemark_journal::Journal;
+use tidemark_journal::changed::{Changed, Changes};
 use tidemark_journal::frame::EntryKind;
 use tidemark_journal::storage::SimStorage;
+use tidemark_journal::view::View;
 use tidemark_proto::ids::{DiskId, Lsn};
 
 fn size(bytes: u64) -> usize {
@@ -188,6 +190,31 @@ fn the_checker_fails_what_is_broken() {
     let last = journal.durable().lsn.0;
     assert_ne!(written, expected(&model, 2, from, last));
     assert_eq!(found(&journal, 2, from, last), expected(&model, 2, from, last));
+}
+
+#[test]
+fn contents_of_two_journals_are_compared_whole() {
+    let data = EntryKind::Data;
+    let runs = |seed| {
+        vec![
+            vec![one(data, 1, 0, 40, 1, true), one(data, 2, 0, 40, 1, true)],
+            vec![one(data, 1, 100, 8, seed, false), one(data, 1, 290, 10, 1, false)],
+        ]
+    };
+    let journals = [1, 2].map(|seed| {
+        let journal = journal(&SimStorage::new(1), 1 << 20);
+        fill(&journal, &runs(seed));
+        journal
+    });
+    let views = journals.each_ref().map(|journal| journal.view(journal.durable().lsn).unwrap());
+    let [one, other] = views;
+    let ranges = |disk, from: &View, to: &View| {
+        let changes = Changes::of_contents(DiskId(disk), from.clone(), to.clone());
+        changes.map(|range| range.unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(1, &one, &other), [Changed { offset: 100 * 512, bytes: 8 * 512 }]);
+    assert_eq!(ranges(1, &one, &one), []);
+    assert_eq!(ranges(2, &one, &other), []);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 mod access;
 mod bookmarks;
+mod diff;
 mod exports;
+mod history;
 mod points;
 mod views;
 mod vms;
@@ -19,6 +21,7 @@ use tidemark_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+pub use history::HistoryService;
 pub(crate) use vms::describe as describe_vms;
 
 use crate::catalog::CatalogError;

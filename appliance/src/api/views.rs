@@ -136,7 +136,7 @@ fn refused(error: PointRefused) -> Status {
     }
 }
 
-fn view_status(error: &ViewError) -> Status {
+pub(super) fn view_status(error: &ViewError) -> Status {
     let text = error.to_string();
     match error {
         ViewError::Refused(_) => Status::failed_precondition(text),

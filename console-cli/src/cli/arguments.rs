@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_proto::ids::DiskId;
 
+use super::history::DiffArguments;
 use crate::when::When;
 
 /// Recover any protected virtual machine to any write.
@@ -41,6 +42,13 @@ pub(crate) enum Command {
     /// Recovery points, the windows they lie in, and gaps
     #[command(subcommand, after_help = "Example: tidemark point list web-1 --from -2h")]
     Point(PointCommand),
+    /// Which bytes of the disks differ between two points
+    #[command(after_help = "Examples:\n  \
+        tidemark diff web-1 --from bookmark:before-upgrade --to latest\n  \
+        tidemark diff web-1 --from -2h --to latest --other web-2       # two VMs, by content\n\n\
+        Reads what was written between the points, not the disks; a range rewritten with what it held is left out. \
+        A gap between the points is no obstacle.")]
+    Diff(DiffArguments),
     /// Restore disks as of a point into files or onto a block device
     #[command(after_help = "Examples:\n  \
         tidemark recover web-1 --at -15m --to /restore                    # every disk, as /restore/<disk>.raw\n  \

@@ -1,10 +1,12 @@
 //! The grammar of the command line.
 
 mod arguments;
+mod history;
 mod usage;
 
 pub(crate) use arguments::{
     BookmarkCommand, CertCommand, Cli, Command, ExportArguments, ExportCommand, JournalCommand,
     MountArguments, PointCommand, RecoverArguments, TokenCommand, VmCommand, VmState,
 };
+pub(crate) use history::DiffArguments;
 pub(crate) use usage::{UsageError, one_line};

@@ -2,6 +2,7 @@
 
 mod bookmark;
 mod cert;
+mod diff;
 mod export;
 mod journal;
 mod mount;
@@ -15,7 +16,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::appliance::{Client, connect};
+use crate::appliance::{Client, channel, connect, console, history};
 use crate::cli::{Cli, Command};
 use crate::context::Context;
 
@@ -40,8 +41,10 @@ async fn client(context: Option<&Path>) -> Result<Client> {
 }
 
 async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<()> {
-    let client = client(context).await?;
+    let channel = channel(&Context::load(context)?).await?;
+    let client = console(channel.clone());
     match command {
+        Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
         Command::Token(command) => token::run(client, command, json).await,
         Command::Cert(command) => cert::run(client, command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,

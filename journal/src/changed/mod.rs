@@ -11,6 +11,7 @@
 mod cursor;
 mod wide;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tidemark_proto::ids::{DiskId, Lsn};
@@ -54,14 +55,21 @@ pub struct Changes {
     from_bytes: u64,
     to_bytes: u64,
     cursors: Vec<Cursor>,
-    wide: WideRanges,
+    wide: Vec<(Side, WideRanges)>,
     /// The range that the next difference may still extend.
     pending: Option<Changed>,
     /// Found and not given out yet.
-    ready: std::collections::VecDeque<Changed>,
+    ready: VecDeque<Changed>,
     old: Vec<u8>,
     new: Vec<u8>,
     done: bool,
+}
+
+/// Which of the two views.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    From,
+    To,
 }
 
 /// Sectors of one chunk that may differ; bit 0 is the chunk's first.
@@ -85,41 +93,63 @@ pub(crate) fn sector_bits(chunk: u64, start: u64, end: u64) -> u128 {
 impl Changes {
     /// `from` and `to` are views of the same journal, `from` the earlier one; `cursors` walk over what was written between
     /// them, `wide` has the long ranges of zeroes.
-    pub(crate) fn new(
-        disk: DiskId,
-        (from, to): (View, View),
-        cursors: Vec<Cursor>,
-        wide: WideBuilder,
-    ) -> Self {
+    pub(crate) fn new(disk: DiskId, views: (View, View), cursors: Vec<Cursor>, wide: WideBuilder) -> Self {
+        let mut changes = Self::of(disk, views);
+        let end = changes.from_bytes.min(changes.to_bytes) / SECTOR_BYTES;
+        changes.cursors = cursors;
+        changes.wide.push((Side::From, wide.build(end)));
+        changes
+    }
+
+    /// What differs between a disk of one view and the disk of the same id of any other: for the price of reading what is
+    /// data in either. A disk that a view does not have counts as zeroes.
+    #[must_use]
+    pub fn of_contents(disk: DiskId, from: View, to: View) -> Self {
+        let mut changes = Self::of(disk, (from, to));
+        let (from_bytes, to_bytes) = (changes.from_bytes, changes.to_bytes);
+        for (side, bytes) in [(Side::From, from_bytes.min(to_bytes)), (Side::To, to_bytes)] {
+            let mut whole = WideBuilder::default();
+            whole.add(0, bytes / SECTOR_BYTES);
+            changes.wide.push((side, whole.build(u64::MAX)));
+        }
+        changes
+    }
+
+    fn of(disk: DiskId, (from, to): (View, View)) -> Self {
         let bytes =
             |view: &View| view.disks().iter().find(|found| found.id == disk).map(|found| found.size_bytes);
         let (from_bytes, to_bytes) = (bytes(&from).unwrap_or(0), bytes(&to).unwrap_or(0));
-        Self {
-            disk,
-            from_bytes,
-            to_bytes,
-            cursors,
-            wide: wide.build(from_bytes.min(to_bytes) / SECTOR_BYTES),
-            pending: None,
-            ready: std::collections::VecDeque::new(),
-            old: vec![0; CHUNK_BYTES],
-            new: vec![0; CHUNK_BYTES],
-            done: false,
-            from,
-            to,
-        }
+        let (old, new) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+        let (cursors, wide, ready) = (Vec::new(), Vec::new(), VecDeque::new());
+        let pending = None;
+        Self { disk, from, to, from_bytes, to_bytes, cursors, wide, pending, ready, old, new, done: false }
+    }
+
+    /// Bytes of the disk at both points; 0 when it was not protected then.
+    #[must_use]
+    pub fn sizes(&self) -> (u64, u64) {
+        (self.from_bytes, self.to_bytes)
     }
 
     /// The next chunk with candidates.
     fn candidate(&mut self) -> Result<Option<Candidate>, ViewError> {
-        let mut chunk = self.wide.peek(&self.from, self.disk)?.map(|candidate| candidate.chunk);
+        let mut chunk: Option<u64> = None;
+        for (side, wide) in &mut self.wide {
+            let view = if *side == Side::From { &self.from } else { &self.to };
+            if let Some(next) = wide.peek(view, self.disk)? {
+                chunk = Some(chunk.map_or(next, |chunk| chunk.min(next)));
+            }
+        }
         for cursor in &mut self.cursors {
             if let Some(next) = cursor.peek()? {
                 chunk = Some(chunk.map_or(next, |chunk| chunk.min(next)));
             }
         }
         let Some(chunk) = chunk else { return Ok(None) };
-        let mut sectors = self.wide.take(chunk);
+        let mut sectors = 0;
+        for (_, wide) in &mut self.wide {
+            sectors |= wide.take(chunk);
+        }
         for cursor in &mut self.cursors {
             sectors |= cursor.take(chunk);
         }

@@ -57,7 +57,7 @@ impl WideBuilder {
     }
 }
 
-/// What of the ranges was data before, by chunk.
+/// What of the ranges is data in a view, by chunk.
 #[derive(Debug)]
 pub(crate) struct WideRanges {
     ranges: VecDeque<(u64, u64)>,
@@ -65,8 +65,8 @@ pub(crate) struct WideRanges {
 }
 
 impl WideRanges {
-    /// The next chunk with candidates; `before` is the earlier view.
-    pub(crate) fn peek(&mut self, before: &View, disk: DiskId) -> Result<Option<Candidate>, ViewError> {
+    /// The next chunk with candidates; `view` says what is data.
+    pub(crate) fn peek(&mut self, view: &View, disk: DiskId) -> Result<Option<u64>, ViewError> {
         // The last chunk found may go on in the next range.
         while self.found.len() < 2
             && let Some((start, end)) = self.ranges.pop_front()
@@ -75,7 +75,7 @@ impl WideRanges {
             if until < end {
                 self.ranges.push_front((until, end));
             }
-            for extent in before.extents(disk, start * SECTOR_BYTES, (until - start) * SECTOR_BYTES)? {
+            for extent in view.extents(disk, start * SECTOR_BYTES, (until - start) * SECTOR_BYTES)? {
                 if extent.kind == ExtentKind::Data {
                     self.push(
                         extent.offset / SECTOR_BYTES,
@@ -84,7 +84,7 @@ impl WideRanges {
                 }
             }
         }
-        Ok(self.found.front().copied())
+        Ok(self.found.front().map(|candidate| candidate.chunk))
     }
 
     fn push(&mut self, start: u64, end: u64) {
