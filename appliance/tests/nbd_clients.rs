@@ -294,9 +294,7 @@ fn hostile_clients_are_disconnected_and_the_export_lives() {
         assert!(is_closed(stream));
     }
     // Refusals that keep the connection: a write with its data, beyond the end, an unknown command, nothing at all.
-    let mut stream = connect(&info);
-    stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
-    stream.read_exact(&mut [0; 10]).unwrap();
+    let mut stream = transmission(&info);
     let mut errors = Vec::new();
     for (kind, offset, length) in [
         (1u16, 0u64, 512u32),
@@ -308,11 +306,7 @@ fn hostile_clients_are_disconnected_and_the_export_lives() {
         (4, 0, 512),
         (3, 0, 0),
     ] {
-        let mut request = b"\x25\x60\x95\x13\0\0".to_vec();
-        request.extend(kind.to_be_bytes());
-        request.extend(5u64.to_be_bytes());
-        request.extend(offset.to_be_bytes());
-        request.extend(length.to_be_bytes());
+        let mut request = request(kind, 5, offset, length);
         if kind == 1 {
             request.extend([7; 512]);
         }
@@ -337,16 +331,113 @@ fn hostile_clients_are_disconnected_and_the_export_lives() {
 fn a_client_that_does_not_read_cannot_keep_an_export_from_stopping() {
     let server = Server::start();
     let info = server.export(Ram::new(7), "");
-    let mut stream = connect(&info);
-    stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
-    stream.read_exact(&mut [0; 10]).unwrap();
-    for _ in 0..64 {
-        stream.write_all(b"\x25\x60\x95\x13\0\0\0\0\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\x00\x10\0\0").unwrap();
+    let mut stream = transmission(&info);
+    for cookie in 0..64 {
+        stream.write_all(&request(0, cookie, 0, 1 << 20)).unwrap();
     }
     std::thread::sleep(std::time::Duration::from_millis(300));
     let started = std::time::Instant::now();
     server.runtime.block_on(server.exports.stop(&info.id)).unwrap();
     assert!(started.elapsed() < std::time::Duration::from_secs(3), "{:?}", started.elapsed());
+}
+
+/// A request of the transmission phase.
+fn request(command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut request = b"\x25\x60\x95\x13\0\0".to_vec();
+    request.extend(command.to_be_bytes());
+    request.extend(cookie.to_be_bytes());
+    request.extend(offset.to_be_bytes());
+    request.extend(length.to_be_bytes());
+    request
+}
+
+/// Into the transmission phase with simple replies.
+fn transmission(info: &ExportInfo) -> UnixStream {
+    let mut stream = connect(info);
+    stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap();
+    stream
+}
+
+#[test]
+fn requests_that_arrive_together_are_all_answered_once() {
+    let server = Server::start();
+    let content = Ram::new(9).0;
+    let info = server.export(Ram::new(9), "");
+    let mut stream = transmission(&info);
+    // Small and large ones, a flush and a refusal, in one piece, and the farewell behind them.
+    let lengths = [512, 4096, 32 << 10, 1 << 20];
+    let mut sent = Vec::new();
+    let mut expected = std::collections::BTreeMap::new();
+    for cookie in 0..200_u64 {
+        let (offset, length) = (cookie * 100_000, lengths[usize::try_from(cookie % 4).unwrap()]);
+        sent.extend(request(0, cookie, offset, length));
+        expected.insert(cookie, (0, usize::try_from(offset).unwrap(), length as usize));
+    }
+    sent.extend(request(3, 1000, 0, 0));
+    expected.insert(1000, (0, 0, 0));
+    sent.extend(request(0, 1001, SIZE as u64, 4096));
+    expected.insert(1001, (22, 0, 0));
+    sent.extend(request(2, 1002, 0, 0));
+    let mut writer = stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || writer.write_all(&sent).unwrap());
+    while !expected.is_empty() {
+        let mut head = [0; 16];
+        stream.read_exact(&mut head).unwrap();
+        let cookie = u64::from_be_bytes(head[8..].try_into().unwrap());
+        let (error, offset, length) = expected.remove(&cookie).expect("one answer to each request");
+        assert_eq!(u32::from_be_bytes(head[4..8].try_into().unwrap()), error, "request {cookie}");
+        let mut data = vec![0; length];
+        stream.read_exact(&mut data).unwrap();
+        assert!(data == content[offset..offset + length], "request {cookie}");
+    }
+    sender.join().unwrap();
+    assert!(is_closed(stream), "the farewell ends the connection");
+}
+
+/// A disk: each read waits for another one that waits beside it.
+#[derive(Default)]
+struct Waiting {
+    readers: std::sync::Mutex<usize>,
+    changed: std::sync::Condvar,
+}
+
+impl ExportSource for Waiting {
+    fn size(&self) -> u64 {
+        SIZE as u64
+    }
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.fill(1);
+        if offset == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            return Ok(());
+        }
+        let mut readers = self.readers.lock().unwrap();
+        *readers += 1;
+        self.changed.notify_all();
+        let limit = std::time::Duration::from_secs(20);
+        let waited = self.changed.wait_timeout_while(readers, limit, |readers| *readers < 2).unwrap().1;
+        if waited.timed_out() { Err(io::Error::other("no other read came")) } else { Ok(()) }
+    }
+    fn extents(&self, _offset: u64, length: u64) -> io::Result<Vec<SourceExtent>> {
+        Ok(vec![SourceExtent { length, zero: false }])
+    }
+}
+
+#[test]
+fn small_reads_wait_for_a_disk_beside_each_other() {
+    let server = Server::start();
+    let started = server.exports.start_source("v", "disk-1", 1, Arc::new(Waiting::default()), "");
+    let info = server.runtime.block_on(started).unwrap();
+    let mut stream = transmission(&info);
+    // The first is slow where it arrives; the next two are only answered if they run at the same time.
+    let sent = [request(0, 1, 0, 512), request(0, 2, 4096, 512), request(0, 3, 8192, 512)].concat();
+    stream.write_all(&sent).unwrap();
+    for _ in 0..3 {
+        let mut reply = [0; 16 + 512];
+        stream.read_exact(&mut reply).unwrap();
+        assert_eq!(reply[4..8], [0; 4]);
+    }
 }
 
 #[test]

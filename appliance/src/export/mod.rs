@@ -8,10 +8,13 @@ mod connection;
 mod credentials;
 mod listener;
 pub mod negotiation;
+mod pace;
 mod registry;
+mod reply;
 mod source;
 mod transmission;
 pub mod wire;
+mod worker;
 
 pub use registry::{ExportError, Exports};
 pub use source::{ExportSource, SourceExtent, ViewSource};

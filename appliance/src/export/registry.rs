@@ -10,15 +10,15 @@ use std::time::Duration;
 use thiserror::Error;
 use tidemark_proto::ids::DiskId;
 use tidemark_proto::v1::ExportInfo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::connection::{self, Served};
+use super::connection::Served;
 use super::listener::{Bound, Listener, bind_tls, bind_unix};
 use super::source::{ExportSource, ViewSource};
+use super::worker::{self, Client};
 use crate::recovery::OpenedView;
 
 /// Connections of one export at once: kernel clients and `nbdcopy` open one per processor. Further ones are closed.
@@ -227,8 +227,8 @@ async fn accept(listener: Listener, served: Arc<Served>, stop: CancellationToken
             Some(_) = clients.join_next() => continue,
             accepted = accept_one(&listener) => accepted,
         };
-        let stream = match accepted {
-            Ok(stream) => stream,
+        let client = match accepted {
+            Ok(client) => client,
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -240,28 +240,19 @@ async fn accept(listener: Listener, served: Arc<Served>, stop: CancellationToken
             continue;
         }
         let served = Arc::clone(&served);
-        let client = async move {
-            // What a client does wrong is its own business: it is worth a line for whoever asks, no alarm.
-            if let Err(error) = connection::serve(stream, &served).await {
-                tracing::info!("a client was disconnected: {error}");
-            }
-        };
-        clients.spawn(client.in_current_span());
+        let stop = stop.clone();
+        clients.spawn(async move { worker::run(client, served, &stop).await }.in_current_span());
     }
-    clients.shutdown().await;
+    while clients.join_next().await.is_some() {}
 }
 
-/// A stream of either kind.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-async fn accept_one(listener: &Listener) -> io::Result<Box<dyn Stream>> {
+async fn accept_one(listener: &Listener) -> io::Result<Client> {
     Ok(match listener {
-        Listener::Unix(listener, _) => Box::new(listener.accept().await?.0),
+        Listener::Unix(listener, _) => Client::Unix(listener.accept().await?.0.into_std()?),
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Box::new(stream)
+            Client::Tcp(stream.into_std()?)
         }
     })
 }
