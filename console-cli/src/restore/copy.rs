@@ -1,4 +1,5 @@
-//! Moves the bytes of one disk from a view to a target: several reads on the way at once, checkpoints in between.
+//! Moves the bytes of one disk from a view to a target: several reads on the way at once, the writes of the ones before
+//! beside them, and checkpoints in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::{Context as _, Result};
 use indicatif::ProgressBar;
 use tidemark_proto::v1::ViewDisk;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Target;
 use crate::view::{Piece, RemoteView};
 
 /// Bytes of one read: large enough that a round trip does not matter.
 const READ_BYTES: u64 = 8 << 20;
-/// Reads on the way at once. With [`READ_BYTES`] this bounds the memory of a restore to 32 MiB.
+/// Reads on the way at once; each has one write behind it. With [`READ_BYTES`] this bounds the memory of a restore to
+/// 64 MiB.
 const READS_AT_ONCE: usize = 4;
 /// Bytes between checkpoints: what an interrupted restore repeats at most.
 const CHECKPOINT_BYTES: u64 = 1 << 30;
@@ -39,12 +41,15 @@ pub(crate) async fn restore(
     bar.reset_eta();
     let mut restored = Restored { resumed_bytes, ..Restored::default() };
     let mut start = resumed_bytes;
+    let mut checkpoint = Background::default();
     while start < disk.size_bytes {
         let end = start.saturating_add(CHECKPOINT_BYTES).min(disk.size_bytes);
         restored.data_bytes += copy_range(view, &disk.id, start..end, &target, bar).await?;
+        // It becomes durable while the next range is copied.
+        checkpoint.wait().await?;
         if end < disk.size_bytes {
             let target = Arc::clone(&target);
-            blocking(move || target.checkpoint(end)).await?;
+            checkpoint.start(move || target.checkpoint(end));
         }
         start = end;
     }
@@ -67,18 +72,24 @@ async fn copy_range(
         let (disk, bar, end) = (disk.to_owned(), bar.clone(), range.end);
         workers.spawn(async move {
             let mut data_bytes = 0;
+            let mut writing = Background::default();
             loop {
                 let offset = next.fetch_add(READ_BYTES, Ordering::Relaxed);
                 if offset >= end {
-                    return anyhow::Ok(data_bytes);
+                    return writing.wait().await.map(|bytes| data_bytes + bytes);
                 }
                 let length = READ_BYTES.min(end - offset);
                 let pieces = view.read(&disk, offset, length).await.with_context(|| {
                     format!("read {disk} at byte {offset}; run the command again to continue")
                 })?;
-                let target = Arc::clone(&target);
-                data_bytes += blocking(move || write(&*target, offset, &pieces)).await?;
-                bar.inc(length);
+                data_bytes += writing.wait().await?;
+                let (target, bar) = (Arc::clone(&target), bar.clone());
+                writing.start(move || {
+                    let bytes = write(&*target, offset, &pieces)?;
+                    target.start_writeback(offset, length)?;
+                    bar.inc(length);
+                    Ok(bytes)
+                });
             }
         });
     }
@@ -88,6 +99,30 @@ async fn copy_range(
         data_bytes += worker.context("a restore worker ended")??;
     }
     Ok(data_bytes)
+}
+
+/// One piece of blocking work that goes on while its owner does something else.
+struct Background<T>(Option<JoinHandle<Result<T>>>);
+
+impl<T> Default for Background<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Default + Send + 'static> Background<T> {
+    /// The work before must have been waited for.
+    fn start(&mut self, work: impl FnOnce() -> Result<T> + Send + 'static) {
+        self.0 = Some(tokio::task::spawn_blocking(work));
+    }
+
+    /// Waits for the work that was started, if there is any.
+    async fn wait(&mut self) -> Result<T> {
+        match self.0.take() {
+            Some(work) => work.await.context("a restore worker ended")?,
+            None => Ok(T::default()),
+        }
+    }
 }
 
 fn write(target: &dyn Target, offset: u64, pieces: &[Piece]) -> Result<u64> {

@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::Target;
 use super::marker::Identity;
+use super::writeback;
 
 /// Bytes withheld until the end: holds every partition table and file system signature that lies at a disk's start.
 const HEAD_BYTES: usize = 1 << 20;
@@ -132,6 +133,10 @@ impl Target for DeviceTarget {
             Err(error) => return Err(error.into()),
         }
         self.write_literal_zeroes(aligned_end, end - aligned_end)
+    }
+
+    fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
+        writeback::start(&self.file, offset, length)
     }
 
     fn checkpoint(&self, _done_bytes: u64) -> Result<()> {

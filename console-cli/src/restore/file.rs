@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::Target;
 use super::marker::{Identity, Marker};
+use super::writeback;
 use crate::zeroes::all_zero;
 
 /// Data is looked through for zeroes in pieces of this many bytes, the usual block of a file system: finer holes would
@@ -84,6 +85,10 @@ impl Target for FileTarget {
     fn write_zeroes(&self, _offset: u64, _length: u64) -> io::Result<()> {
         // The file has no content beyond its checkpoint: it is a hole already.
         Ok(())
+    }
+
+    fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
+        writeback::start(&self.file, offset, length)
     }
 
     fn checkpoint(&self, done_bytes: u64) -> Result<()> {
