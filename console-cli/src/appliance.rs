@@ -29,11 +29,6 @@ pub(crate) type Client = ConsoleClient<Channel>;
 /// Calls the appliance's history service.
 pub(crate) type HistoryClient = GeneratedHistoryClient<Channel>;
 
-/// Connects with the credentials of `context`.
-pub(crate) async fn connect(context: &Context) -> Result<Client> {
-    Ok(console(channel(context).await?))
-}
-
 /// Calls the console service over a channel.
 pub(crate) fn console(channel: Channel) -> Client {
     ConsoleClient::new(channel)
@@ -46,7 +41,7 @@ pub(crate) fn history(channel: Channel) -> HistoryClient {
     GeneratedHistoryClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
 }
 
-/// A connection for several services.
+/// Connects with the credentials of `context`; for several services.
 pub(crate) async fn channel(context: &Context) -> Result<Channel> {
     let tls = ClientTlsConfig::new()
         .domain_name(SERVER_NAME)

@@ -17,6 +17,9 @@ pub(crate) struct Context {
     pub(crate) ca_pem: String,
     pub(crate) certificate_pem: String,
     pub(crate) key_pem: String,
+    /// The file itself.
+    #[serde(skip)]
+    pub(crate) path: PathBuf,
 }
 
 impl Context {
@@ -34,9 +37,10 @@ impl Context {
             ),
             Err(error) => return Err(error).with_context(|| format!("read context {}", path.display())),
         };
-        Self::parse(&text).with_context(|| {
+        let context = Self::parse(&text).with_context(|| {
             format!("context {} is damaged: copy the appliance's admin.context again", path.display())
-        })
+        })?;
+        Ok(Self { path, ..context })
     }
 
     fn parse(text: &str) -> Result<Self> {

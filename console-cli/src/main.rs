@@ -9,6 +9,7 @@ mod fuse;
 mod moment;
 mod output;
 mod progress;
+mod renewal;
 mod restore;
 mod size;
 mod view;

@@ -22,6 +22,11 @@ pub(crate) fn error(text: &str) {
     let _ = writeln!(io::stderr().lock(), "tidemark: {text}");
 }
 
+/// Writes one line about something that did not stop the command to standard error.
+pub(crate) fn warning(text: &str) {
+    error(&format!("warning: {text}"));
+}
+
 /// Whether the reader of our standard output went away.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)

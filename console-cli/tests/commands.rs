@@ -130,6 +130,42 @@ fn failures_are_one_line_with_the_right_code() {
 }
 
 #[test]
+fn an_expiring_certificate_renews_itself_and_never_stops_a_command() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::Ordering;
+    let fixture = Fixture::start(vec![("disk-1", content(4 << 20, 1))]);
+    let path = fixture.path("expiring-context");
+    let list = ["--context", path.to_str().unwrap(), "vm", "list"];
+    let before = std::fs::read_to_string(&path).unwrap();
+    // Refused: a line says so, and the command does what it was asked to.
+    let issuer = fixture.state.issuer.lock().unwrap().take();
+    let output = fixture.run(&list);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("web-1"));
+    assert!(stderr.lines().count() == 1 && stderr.contains("cannot be renewed"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+    // Renewed, without a word, and only once.
+    *fixture.state.issuer.lock().unwrap() = issuer;
+    for _ in 0..3 {
+        assert!(fixture.succeed(&list).contains("web-1"));
+        assert_eq!(fixture.state.renewals.load(Ordering::Relaxed), 1);
+    }
+    let field = |text: &str, name: &str| {
+        let table: toml::Table = toml::from_str(text).unwrap();
+        table[name].as_str().unwrap().to_owned()
+    };
+    let after = std::fs::read_to_string(&path).unwrap();
+    for (name, same) in [("address", true), ("ca_pem", true), ("certificate_pem", false), ("key_pem", false)]
+    {
+        assert_eq!(field(&after, name) == field(&before, name), same, "{name}");
+    }
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    // One that has years left is left alone.
+    fixture.succeed(&["vm", "list"]);
+    assert_eq!(fixture.state.renewals.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn help_shows_an_example_everywhere() {
     let fixture = Fixture::start(Vec::new());
     for command in ["token create", "vm wait", "recover", "mount", "export", "journal verify", "status"] {

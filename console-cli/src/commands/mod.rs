@@ -15,10 +15,12 @@ mod vm;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use tonic::transport::Channel;
 
-use crate::appliance::{Client, channel, connect, console, history};
+use crate::appliance::{Client, channel, console, history};
 use crate::cli::{Cli, Command};
 use crate::context::Context;
+use crate::renewal;
 
 /// Runs the command and prints what it has to say.
 pub(crate) fn run(cli: Cli) -> Result<()> {
@@ -36,12 +38,20 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
 }
 
+/// A connection with the context's credentials, which are renewed on it when that is due.
+async fn connected(context: Option<&Path>) -> Result<Channel> {
+    let context = Context::load(context)?;
+    let channel = channel(&context).await?;
+    renewal::renew_if_due(&console(channel.clone()), &context).await;
+    Ok(channel)
+}
+
 async fn client(context: Option<&Path>) -> Result<Client> {
-    connect(&Context::load(context)?).await
+    Ok(console(connected(context).await?))
 }
 
 async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<()> {
-    let channel = channel(&Context::load(context)?).await?;
+    let channel = connected(context).await?;
     let client = console(channel.clone());
     match command {
         Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
