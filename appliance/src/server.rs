@@ -58,6 +58,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long expired certificates stay listed, for the auditor.
 const KEEP_EXPIRED_US: u64 = 365 * 24 * 3600 * 1_000_000;
 
+/// How often the indexes of idle journals are looked after: what a full disk or a stop left undone is done within it.
+const MAINTAIN_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How long streams, then connections, may take to end at shutdown. What is left is cut off; nothing acknowledged is lost.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -121,6 +124,7 @@ impl Appliance {
         let committer = tokio::spawn(committer);
         tokio::spawn(watch_space(Arc::clone(&core), space_sender, ending.clone()));
         tokio::spawn(upkeep(Arc::clone(&core), certificate, provider, ending.clone()));
+        tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
         Ok(Self { address, http, core, ending, server, committer })
     }
@@ -314,6 +318,22 @@ fn measure(root: &Path, sender: &watch::Sender<Space>, metrics: &Metrics) {
         *current = space;
         turned
     });
+}
+
+/// Commits maintain the journals they go to; this does it for those that none go to, one journal at a time.
+async fn maintain_idle(core: Arc<Core>, ending: CancellationToken) {
+    loop {
+        for vm in core.fleet.all() {
+            if ending.is_cancelled() {
+                return;
+            }
+            let _ = tokio::task::spawn_blocking(move || vm.log.maintain()).await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(MAINTAIN_INTERVAL) => {}
+            () = ending.cancelled() => return,
+        }
+    }
 }
 
 async fn upkeep(

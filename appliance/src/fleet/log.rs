@@ -44,6 +44,8 @@ pub struct VmLog {
     queued: AtomicBool,
     /// A call of [`VmLog::maintain`] is running.
     maintaining: AtomicBool,
+    /// Something was committed that it may have missed.
+    maintenance_due: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,7 @@ impl VmLog {
             durable,
             queued: AtomicBool::new(false),
             maintaining: AtomicBool::new(false),
+            maintenance_due: AtomicBool::new(false),
         })
     }
 
@@ -131,17 +134,19 @@ impl VmLog {
         }
     }
 
-    /// Builds what closed segments still need, beside the commits; one call at a time does it. Blocks.
+    /// Builds and merges what the journal's indexes still need, beside the commits; one call at a time does it, also for
+    /// those that come meanwhile. Blocks.
     pub(crate) fn maintain(&self) {
-        if self.maintaining.swap(true, Ordering::AcqRel) {
-            return;
+        self.maintenance_due.store(true, Ordering::SeqCst);
+        while self.maintenance_due.load(Ordering::SeqCst) && !self.maintaining.swap(true, Ordering::SeqCst) {
+            self.maintenance_due.store(false, Ordering::SeqCst);
+            if let Ok(journal) = self.writable()
+                && let Err(error) = journal.maintain()
+            {
+                tracing::warn!(vm = %self.vm, %error, "cannot index closed segments");
+            }
+            self.maintaining.store(false, Ordering::SeqCst);
         }
-        if let Ok(journal) = self.journal()
-            && let Err(error) = journal.maintain()
-        {
-            tracing::warn!(vm = %self.vm, %error, "cannot index closed segments");
-        }
-        self.maintaining.store(false, Ordering::Release);
     }
 
     /// The VM's name as the journal has it.
