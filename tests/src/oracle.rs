@@ -42,17 +42,18 @@ pub struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Judges `count` random points of all windows up to `marker`, a bookmark placed after the last write: among them
-    /// the ends of each window. At `marker` itself every completed write must be there.
+    /// Judges `count` random points up to `marker`, a bookmark placed after the last write: of all windows, or with
+    /// `exact` of the last one, in which the list of writes is known; and the ends of each window. At `marker` itself
+    /// every completed write must be there.
     ///
     /// # Errors
     /// The first point that is not allowed, with its LSN.
     pub fn random_points(&self, count: usize, seed: u64, marker: u64) -> Result<Judged> {
         self.site.wait_point(self.vm, marker, POINT_TIMEOUT)?;
         let list = self.site.points(self.vm)?;
-        let lsns = choose(&list, count, seed, marker)?;
         let checker = Checker::new(self.history);
         let anchor = self.anchor(&list, marker)?;
+        let lsns = choose(&list, count, seed, anchor.unwrap_or(0), marker)?;
         // Two at a time: one is read while the other is judged.
         let halves: Vec<Vec<u64>> =
             (0..2).map(|half| lsns.iter().copied().skip(half).step_by(2).collect()).collect();
@@ -129,18 +130,19 @@ fn views() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Random LSNs of the windows up to `marker`, with the ends of each window, in order.
-fn choose(list: &PointList, count: usize, seed: u64, marker: u64) -> Result<Vec<u64>> {
-    let windows: Vec<(u64, u64)> = list
+/// Random LSNs of the windows from `from` to `marker`, with the ends of each window, in order.
+fn choose(list: &PointList, count: usize, seed: u64, from: u64, marker: u64) -> Result<Vec<u64>> {
+    let mut windows: Vec<(u64, u64)> = list
         .windows
         .iter()
         .map(|window| (window.from_lsn, window.to_lsn.min(marker)))
         .filter(|(from, to)| from <= to)
         .collect();
-    let total: u64 = windows.iter().map(|(from, to)| to - from + 1).sum();
-    ensure!(total >= count as u64, "only {total} points in {list:?}, {count} wanted");
     let mut lsns: std::collections::BTreeSet<u64> =
         windows.iter().flat_map(|(from, to)| [*from, *to]).collect();
+    windows.retain(|(start, _)| *start >= from);
+    let total: u64 = windows.iter().map(|(from, to)| to - from + 1).sum();
+    ensure!(total >= count as u64, "only {total} points in {list:?}, {count} wanted");
     let mut random = StdRng::seed_from_u64(seed);
     while lsns.len() < count {
         let mut at = random.random_range(0..total);
