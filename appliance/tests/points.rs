@@ -3,10 +3,11 @@
 
 mod site;
 
-use site::Site;
+use site::{Site, Stream};
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
-    GapCause, ListPointsRequest, OpenViewReply, OpenViewRequest, ReadViewRequest, RemoveVmRequest, When,
+    CreateBookmarkRequest, GapCause, ListPointsRequest, MarkerRequest, OpenViewReply, OpenViewRequest,
+    ReadViewRequest, RemoveVmRequest, When, appliance_message,
 };
 use tonic::{Code, Status, Streaming};
 
@@ -154,4 +155,63 @@ async fn a_view_lives_as_long_as_its_stream_and_reads_only_what_it_has() {
     assert_eq!(std::fs::read_dir(site.settings.data.join("vms")).unwrap().count(), 0);
     // The name is free again.
     site.guest("a", DISK_BYTES).await;
+}
+
+/// The next marker that the appliance asks the splitter for.
+async fn asked(stream: &mut Stream) -> MarkerRequest {
+    loop {
+        match stream.next().await {
+            Some(appliance_message::Body::MarkerRequest(ask)) => return ask,
+            Some(appliance_message::Body::Ack(_)) => {}
+            other => panic!("waiting for a marker request: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bookmark_asked_for_in_a_short_gap_is_placed_after_it() {
+    let mut site = Site::start().await;
+    let mut guest = site.guest("a", DISK_BYTES).await;
+    let mut stream = guest.connect(&site).await.unwrap();
+    guest.protect(&mut stream).await;
+    stream.frame(guest.line_start(GapCause::UnseenWrite)).await;
+    let request = CreateBookmarkRequest { name: "now".into(), vm: "a".into(), ..Default::default() };
+    let reply = tokio::spawn({
+        let (mut console, request) = (site.console().await, request.clone());
+        async move { console.create_bookmark(request).await }
+    });
+    let first = asked(&mut stream).await;
+    for frame in [guest.marker(&first.name, &first.bookmark_id, first.request_id), guest.heartbeat()] {
+        stream.frame(frame).await;
+    }
+    let in_gap = guest.lsn;
+    stream.acked(guest.seq).await;
+    for frame in [guest.line_end(), guest.write(0, vec![7; 512]), guest.heartbeat()] {
+        stream.frame(frame).await;
+    }
+    let second = asked(&mut stream).await;
+    assert_ne!(second.bookmark_id, first.bookmark_id);
+    for frame in [guest.marker(&second.name, &second.bookmark_id, second.request_id), guest.heartbeat()] {
+        stream.frame(frame).await;
+    }
+    let reply = reply.await.unwrap().unwrap().into_inner();
+    assert_eq!((reply.points[0].lsn, &reply.id), (guest.lsn, &second.bookmark_id));
+    assert!(reply.points[0].lsn > in_gap);
+    let mut console = site.console().await;
+    assert_eq!(console.create_bookmark(request).await.unwrap_err().code(), Code::AlreadyExists);
+    assert_eq!(open(&site, Some(Point::Bookmark("now".into())), "").await.unwrap().0.lsn, guest.lsn);
+    drop((stream, console));
+
+    // A catalog that is rebuilt from the journal does not bring back the one that nobody can recover.
+    site.stop().await;
+    for entry in std::fs::read_dir(&site.settings.data).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("catalog.sqlite") {
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    site.restart().await;
+    let list = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
+    let list = site.console().await.list_points(list).await.unwrap().into_inner();
+    let names: Vec<_> = list.points.iter().map(|point| (point.name.as_str(), point.lsn)).collect();
+    assert_eq!(names, [("now", guest.lsn)]);
 }

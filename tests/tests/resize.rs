@@ -55,15 +55,6 @@ fn wait_same(site: &Site, disk: &LoopDisk) {
     }
 }
 
-/// A bookmark is refused in a gap, and a gap may open at any moment on a machine that hides completions.
-fn bookmark(site: &Site, name: &str) {
-    let deadline = Instant::now() + TIMEOUT;
-    while let Err(error) = site.bookmark(VM, name) {
-        assert!(Instant::now() < deadline, "{error:#}");
-        site.wait_state(VM, "protected", TIMEOUT).unwrap();
-    }
-}
-
 #[test]
 fn a_disk_that_grows_and_shrinks_keeps_its_points() {
     if skipped("the tap and loop devices") {
@@ -75,14 +66,14 @@ fn a_disk_that_grows_and_shrinks_keeps_its_points() {
     let splitter = site.add_splitter(VM, &["--ring-mib", "64"]).unwrap();
     site.splitter(splitter).unwrap().protect(disk.device(), true).unwrap();
     wait_same(&site, &disk);
-    bookmark(&site, "small");
+    site.bookmark(VM, "small").unwrap();
     let small = read_direct(disk.device()).unwrap();
 
     set_size(&disk, 24 * MIB);
     wait_same(&site, &disk);
     write(disk.device(), 20 * MIB, 2);
     wait_same(&site, &disk);
-    bookmark(&site, "large");
+    site.bookmark(VM, "large").unwrap();
     let large = read_direct(disk.device()).unwrap();
 
     // Smaller by a size that ends inside a block of the map.

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemark_journal::timeline::Timeline;
 use tidemark_proto::ids::Lsn;
 use tidemark_proto::limits::NAME_MAX_CHARS;
 use tidemark_proto::v1::{BookmarkPoint, BookmarkReply, CreateBookmarkRequest};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
@@ -19,6 +21,10 @@ const MARKER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long to wait for the heartbeat that makes the bookmark recoverable: ten of them.
 const HORIZON_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a gap may still last for a bookmark to be placed after it: what a resync of some gigabytes takes. A longer
+/// one refuses the bookmark.
+const GAP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between looks at the horizon.
 const HORIZON_INTERVAL: Duration = Duration::from_millis(20);
@@ -36,10 +42,8 @@ pub(super) async fn create(
             format!("a bookmark named '{}' exists for '{}': choose another name", request.name, vm.name);
         return Err(Status::already_exists(text));
     }
-    let id = uuid::Uuid::new_v4().to_string();
-    let (lsn, time_us) = place(&vm, &request.name, &id).await?;
+    let (id, lsn, time_us) = place_recoverable(core, &vm, &request.name).await?;
     core.audit(&caller.role.uri(), "create bookmark", &vm.name, &request.name).await;
-    wait_recoverable(&vm, lsn, &request.name).await?;
     let point = BookmarkPoint { vm: vm.name.clone(), branch: String::new(), lsn: lsn.0, time_us };
     Ok(BookmarkReply {
         name: request.name,
@@ -103,26 +107,71 @@ async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64)
     }
 }
 
-/// Waits until the bookmark can be recovered, or says why it cannot.
-async fn wait_recoverable(vm: &Arc<Vm>, lsn: Lsn, name: &str) -> Result<(), Status> {
-    let deadline = tokio::time::Instant::now() + HORIZON_TIMEOUT;
+/// Places markers until one can be recovered: one that fell into a short gap is forgotten, and the next comes after it.
+async fn place_recoverable(core: &Core, vm: &Arc<Vm>, name: &str) -> Result<(String, Lsn, u64), Status> {
+    let patience = Instant::now() + GAP_PATIENCE;
     loop {
-        let (log, at) = (Arc::clone(&vm.log), lsn);
-        let (behind, refused) = blocking(move || {
-            let journal = log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
-            let timeline = journal.timeline();
-            let behind = timeline.horizon().is_none_or(|horizon| horizon.lsn < at);
-            Ok((behind, timeline.check(at, &[]).err().map(|error| error.to_string())))
+        let id = uuid::Uuid::new_v4().to_string();
+        let (lsn, time_us) = place(vm, name, &id).await?;
+        let reason = match wait_judged(vm, lsn).await? {
+            Judged::Recoverable => return Ok((id, lsn, time_us)),
+            Judged::Refused(reason) => reason,
+        };
+        // The name stays free for another try.
+        core.catalog.remove_bookmark(&id).await.map_err(catalog)?;
+        if !gap_ends(vm, lsn, patience).await? {
+            return Err(Status::aborted(format!(
+                "bookmark '{name}' was placed at lsn:{lsn} and cannot be recovered: {reason}; ask again once `tidemark \
+                 vm wait {} --state protected` returns",
+                vm.name
+            )));
+        }
+    }
+}
+
+enum Judged {
+    Recoverable,
+    Refused(String),
+}
+
+/// Waits until it is known whether an LSN can be recovered.
+async fn wait_judged(vm: &Arc<Vm>, lsn: Lsn) -> Result<Judged, Status> {
+    let deadline = Instant::now() + HORIZON_TIMEOUT;
+    loop {
+        let (behind, refused) = timeline(vm, move |timeline| {
+            let behind = timeline.horizon().is_none_or(|horizon| horizon.lsn < lsn);
+            (behind, timeline.check(lsn, &[]).err().map(|error| error.to_string()))
         })
         .await?;
         match refused {
-            None => return Ok(()),
-            Some(reason) if !behind || tokio::time::Instant::now() >= deadline => {
-                return Err(Status::aborted(format!(
-                    "bookmark '{name}' was placed at lsn:{lsn} and cannot be recovered: {reason}"
-                )));
-            }
+            None => return Ok(Judged::Recoverable),
+            Some(reason) if !behind || Instant::now() >= deadline => return Ok(Judged::Refused(reason)),
             Some(_) => tokio::time::sleep(HORIZON_INTERVAL).await,
         }
     }
+}
+
+/// Waits for the end of the gap that an LSN lies in. False when it lasts longer, or the LSN lies in none.
+async fn gap_ends(vm: &Arc<Vm>, lsn: Lsn, deadline: Instant) -> Result<bool, Status> {
+    while Instant::now() < deadline {
+        let gap = timeline(vm, move |timeline| timeline.gap_around(lsn).cloned()).await?;
+        match gap {
+            None => return Ok(false),
+            Some(gap) if gap.to.is_some() => return Ok(true),
+            Some(_) => tokio::time::sleep(HORIZON_INTERVAL).await,
+        }
+    }
+    Ok(false)
+}
+
+async fn timeline<T: Send + 'static>(
+    vm: &Arc<Vm>,
+    ask: impl FnOnce(&Timeline) -> T + Send + 'static,
+) -> Result<T, Status> {
+    let log = Arc::clone(&vm.log);
+    blocking(move || {
+        let journal = log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+        Ok(ask(&journal.timeline()))
+    })
+    .await
 }

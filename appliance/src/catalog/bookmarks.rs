@@ -64,6 +64,15 @@ impl Catalog {
         Ok(())
     }
 
+    /// Forgets a bookmark; one that is not there is fine.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn remove_bookmark(&self, id: &str) -> Result<(), CatalogError> {
+        execute!(self.pool, "DELETE FROM bookmarks WHERE id = $1", id)?;
+        Ok(())
+    }
+
     /// All bookmarks of a VM in LSN order.
     ///
     /// # Errors

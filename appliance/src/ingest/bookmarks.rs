@@ -39,7 +39,8 @@ pub async fn store_bookmark(
     Err(CatalogError::Taken(format!("a bookmark with the id of '{name}' exists")))
 }
 
-/// Copies bookmarks that the journal has and the catalog lacks: a killed appliance, or a new catalog.
+/// Copies bookmarks that the journal has and the catalog lacks: a killed appliance, or a new catalog. What the
+/// administrator asked for and a gap made unrecoverable was forgotten on purpose and stays so.
 ///
 /// # Errors
 /// When the catalog fails.
@@ -53,7 +54,9 @@ pub async fn rebuild_bookmarks(
         .markers()
         .iter()
         .filter(|marker| {
-            !marker.bookmark_id.is_empty() && !known.iter().any(|row| row.id == marker.bookmark_id)
+            !marker.bookmark_id.is_empty()
+                && !known.iter().any(|row| row.id == marker.bookmark_id)
+                && (marker.request_id == 0 || timeline.gap_around(marker.point.lsn).is_none())
         })
         .collect();
     for marker in &missing {

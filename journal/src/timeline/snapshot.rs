@@ -40,6 +40,12 @@ impl Timeline {
         &self.history.gaps
     }
 
+    /// The newest gap that an LSN lies in, of any disk.
+    #[must_use]
+    pub fn gap_around(&self, lsn: Lsn) -> Option<&Gap> {
+        self.gaps().iter().rev().find(|gap| gap.from <= lsn && gap.to.is_none_or(|to| lsn < to))
+    }
+
     /// All markers, by LSN.
     #[must_use]
     pub fn markers(&self) -> &[Marker] {
