@@ -24,7 +24,7 @@ fn is_bpffs(path: &Path) -> bool {
 pub(crate) fn folder() -> Result<PathBuf, CaptureError> {
     let root = std::env::var_os(ROOT_VARIABLE).map_or_else(|| PathBuf::from(DEFAULT_ROOT), PathBuf::from);
     if !is_bpffs(&root) {
-        mount(&root).map_err(|source| CaptureError::Bpffs { path: root.clone(), source })?;
+        provide(&root).map_err(|source| CaptureError::Bpffs { path: root.clone(), source })?;
     }
     let folder = root.join(FOLDER);
     match std::fs::create_dir(&folder) {
@@ -34,10 +34,20 @@ pub(crate) fn folder() -> Result<PathBuf, CaptureError> {
     }
 }
 
-fn mount(root: &Path) -> io::Result<()> {
-    if !root.exists() {
-        std::fs::create_dir_all(root)?;
+/// Makes `root` part of a bpffs: of the one at the usual place when it lies below that, otherwise of one of its own.
+fn provide(root: &Path) -> io::Result<()> {
+    if root.starts_with(DEFAULT_ROOT) {
+        let default = Path::new(DEFAULT_ROOT);
+        if !is_bpffs(default) {
+            mount(default)?;
+        }
+        return std::fs::create_dir_all(root);
     }
+    std::fs::create_dir_all(root)?;
+    mount(root)
+}
+
+fn mount(root: &Path) -> io::Result<()> {
     nix::mount::mount(Some("bpf"), root, Some("bpf"), nix::mount::MsFlags::empty(), Some("mode=0700"))?;
     Ok(())
 }
