@@ -3,6 +3,7 @@
 //! * [`stamp`]: the workload whose every sector says which write it came from, and the checker that judges an image.
 //! * [`mod@bench`]: what benchmarks share.
 //! * [`disks`]: block devices to protect, among them one with slow writes and fast reads.
+//! * [`faults`]: splitters that lie, for negative controls.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
 //! * [`process`]: programs under test.
@@ -14,6 +15,7 @@
 
 pub mod bench;
 pub mod disks;
+pub mod faults;
 pub mod guest;
 pub mod house;
 pub mod leftovers;

@@ -14,6 +14,8 @@ use tidemark_tests::process::{Daemon, output_of};
 use tidemark_tests::site::Site;
 
 const VM: &str = "bench";
+/// For how long the ring, 256 MiB, holds 20,000 writes of 4 KiB per second with room to spare.
+const RING_SECONDS: u64 = 2;
 
 /// Measures capture, ingest and recovery against baselines of the same run, and prints a table.
 #[derive(Debug, Parser)]
@@ -133,6 +135,7 @@ impl Bench {
         self.settle()?;
         let mib = as_f64(self.sizes.disk_bytes >> 20);
         self.table.add("initial copy", "MiB/s", mib / started.elapsed().as_secs_f64(), None, Goal::None);
+        self.tap_alone()?;
         for ((name, load), bare) in self.loads().into_iter().zip(bare) {
             say(&format!("{name} with the tap"));
             let before = self.dropped()?;
@@ -200,6 +203,35 @@ impl Bench {
         );
         let appliance = resident_bytes(self.site.appliance()?.pid())?;
         self.table.add("appliance memory", "MiB", appliance / 1048576.0, None, Goal::None);
+        Ok(())
+    }
+
+    /// What the tap itself costs an application: the ring takes what is written while the splitter stands still, so
+    /// that nothing else wants the processors.
+    fn tap_alone(&mut self) -> Result<()> {
+        say("4k random, 20,000/s, the splitter standing still");
+        let load =
+            Load { pattern: "randwrite", block: "4k", depth: 16, rate: Some(20_000), seconds: RING_SECONDS };
+        let bare = {
+            let device = self.disk.device().to_path_buf();
+            self.site.splitter(0)?.command(&["unprotect", &device.display().to_string()])?;
+            let bare = self.load(&load)?;
+            self.site.splitter(0)?.protect(&device, true)?;
+            self.settle()?;
+            bare
+        };
+        let before = self.dropped()?;
+        self.site.splitter(0)?.daemon()?.freeze()?;
+        let tapped = self.load(&load);
+        self.site.splitter(0)?.daemon()?.thaw()?;
+        let tapped = tapped?;
+        self.settle()?;
+        ensure!(self.dropped()? == before, "the ring was too small for what was written");
+        for (what, ours, theirs) in [("p50", tapped.p50_us, bare.p50_us), ("p99", tapped.p99_us, bare.p99_us)]
+        {
+            let name = format!("4k random, 20,000/s, tap alone: {what}");
+            self.table.add(&name, "us", ours, Some(("no tap", theirs)), Goal::None);
+        }
         Ok(())
     }
 

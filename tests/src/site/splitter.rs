@@ -5,9 +5,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{STOP_TIMEOUT, program};
+use crate::faults::{FAULT_VARIABLE, Fault};
 use crate::process::{Daemon, output_of, tail};
 
 /// Loading and testing the tap takes a second or two.
@@ -21,6 +23,7 @@ pub struct Splitter {
     pins: PathBuf,
     log: PathBuf,
     run_arguments: Vec<String>,
+    fault: Option<Fault>,
     daemon: Option<Daemon>,
 }
 
@@ -34,8 +37,14 @@ impl Splitter {
             pins: pins.to_owned(),
             log: folder.join(format!("splitter-{vm}.log")),
             run_arguments: run_arguments.iter().map(|word| (*word).to_owned()).collect(),
+            fault: None,
             daemon: None,
         }
+    }
+
+    /// From the next start on the daemon is one with a fault.
+    pub fn set_fault(&mut self, fault: Fault) {
+        self.fault = Some(fault);
     }
 
     /// The VM's name.
@@ -83,9 +92,7 @@ impl Splitter {
     /// When it ends or does not answer; with the end of its log.
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the splitter of {} is running", self.vm);
-        let mut command = Command::new(program("tidemark-splitter")?);
-        command.arg("run").arg("--state").arg(&self.state).args(&self.run_arguments);
-        command.env("TIDEMARK_BPFFS", &self.pins).env("NO_COLOR", "1");
+        let mut command = self.run_command()?;
         let mut daemon =
             Daemon::spawn(&format!("tidemark-splitter of {}", self.vm), &mut command, &self.log)?;
         let began = Instant::now();
@@ -114,11 +121,24 @@ impl Splitter {
     /// When it cannot be started.
     pub fn start_unattended(&mut self) -> Result<()> {
         ensure!(self.daemon.is_none(), "the splitter of {} is running", self.vm);
-        let mut command = Command::new(program("tidemark-splitter")?);
-        command.arg("run").arg("--state").arg(&self.state).args(&self.run_arguments);
-        command.env("TIDEMARK_BPFFS", &self.pins).env("NO_COLOR", "1");
+        let mut command = self.run_command()?;
         self.daemon = Some(Daemon::spawn("tidemark-splitter", &mut command, &self.log)?);
         Ok(())
+    }
+
+    fn run_command(&self) -> Result<Command> {
+        let mut command = match self.fault {
+            None => Command::new(program("tidemark-splitter")?),
+            Some(fault) => {
+                let mut command = Command::new(program("tidemark-splitter-faulty")?);
+                let name = fault.to_possible_value().context("a fault has a name")?;
+                command.env(FAULT_VARIABLE, name.get_name());
+                command
+            }
+        };
+        command.arg("run").arg("--state").arg(&self.state).args(&self.run_arguments);
+        command.env("TIDEMARK_BPFFS", &self.pins).env("NO_COLOR", "1");
+        Ok(command)
     }
 
     /// True while the daemon is meant to run.
