@@ -10,6 +10,7 @@ use crate::clock::now_us;
 use crate::data_dir::DataDir;
 use crate::export::Exports;
 use crate::fleet::Fleet;
+use crate::images::Images;
 use crate::ingest::Committer;
 use crate::metrics::Metrics;
 use crate::pki::Authority;
@@ -31,6 +32,8 @@ pub struct Core {
     pub gate: Arc<Gate>,
     /// The VMs.
     pub fleet: Fleet,
+    /// The chunk store.
+    pub images: Arc<Images>,
     /// Group commit.
     pub committer: Arc<Committer>,
     /// Prometheus metrics.

@@ -53,7 +53,9 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`] when another appliance has it.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        for dir in [root.to_path_buf(), root.join("ca"), root.join("vms"), root.join("exports")] {
+        for dir in
+            [root.to_path_buf(), root.join("ca"), root.join("vms"), root.join("exports"), root.join("store")]
+        {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -101,6 +103,18 @@ impl DataDir {
     #[must_use]
     pub fn exports(&self) -> PathBuf {
         self.root.join("exports")
+    }
+
+    /// The chunk store.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.root.join("store")
+    }
+
+    /// The default master key of the chunk store: with the authority's key, so that one copy has both.
+    #[must_use]
+    pub fn store_key(&self) -> PathBuf {
+        self.ca().join("store.key")
     }
 
     /// The journal of one VM.

@@ -10,6 +10,7 @@ pub mod enrolment;
 pub mod export;
 pub mod fleet;
 pub mod http;
+pub mod images;
 pub mod ingest;
 pub mod metrics;
 pub mod pki;

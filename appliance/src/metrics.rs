@@ -11,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tidemark_journal::store::StoreStatistics;
 
 /// Labels a series with the VM's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -50,6 +51,35 @@ pub struct Metrics {
     /// From the first append of a commit to its durability.
     pub commit_latency: Histogram,
     rejections: Family<ReasonLabel, Counter>,
+    store: StoreGauges,
+}
+
+/// The chunk store in numbers, as of the last look.
+#[derive(Debug, Default)]
+struct StoreGauges {
+    put_bytes: Gauge,
+    new_bytes: Gauge,
+    written_bytes: Gauge,
+    packs: Gauge,
+    pack_bytes: Gauge,
+    memory_bytes: Gauge,
+}
+
+impl StoreGauges {
+    fn register(registry: &mut Registry) -> Self {
+        let gauges = Self::default();
+        for (name, help, gauge) in [
+            ("store_put_bytes", "Content put into the chunk store since the start", &gauges.put_bytes),
+            ("store_new_bytes", "Content of it that was not there yet", &gauges.new_bytes),
+            ("store_written_bytes", "Bytes of packs written since the start", &gauges.written_bytes),
+            ("store_packs", "Packs of the chunk store", &gauges.packs),
+            ("store_pack_bytes", "Bytes of all packs", &gauges.pack_bytes),
+            ("store_memory_bytes", "Packs being filled and cached chunks in memory", &gauges.memory_bytes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        gauges
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -100,6 +130,7 @@ impl Default for Metrics {
             "Refused connections, calls and streams",
             rejections.clone(),
         );
+        let store = StoreGauges::register(&mut registry);
         Self {
             registry: Mutex::new(registry),
             received_bytes,
@@ -113,6 +144,7 @@ impl Default for Metrics {
             free_bytes,
             commit_latency,
             rejections,
+            store,
         }
     }
 }
@@ -126,6 +158,17 @@ impl Metrics {
     /// Notes how long a commit took.
     pub fn committed(&self, took: Duration) {
         self.commit_latency.observe(took.as_secs_f64());
+    }
+
+    /// Notes how the chunk store stands.
+    pub fn stored(&self, statistics: &StoreStatistics) {
+        let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        set(&self.store.put_bytes, statistics.put_bytes);
+        set(&self.store.new_bytes, statistics.new_bytes);
+        set(&self.store.written_bytes, statistics.written_bytes);
+        set(&self.store.packs, statistics.packs);
+        set(&self.store.pack_bytes, statistics.pack_bytes);
+        set(&self.store.memory_bytes, statistics.open_bytes.saturating_add(statistics.cache_bytes));
     }
 
     /// Drops all series of a removed VM.

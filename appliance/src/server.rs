@@ -26,6 +26,7 @@ use crate::data_dir::DataDir;
 use crate::enrolment::{self, EnrolmentService};
 use crate::export::Exports;
 use crate::fleet::{Fleet, Vm, VmLog};
+use crate::images::Images;
 use crate::ingest::{Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
 use crate::pki::{Authority, ServerCertificate, server_config};
@@ -89,6 +90,7 @@ impl Appliance {
         data.delete_doomed()?;
         let authority = Authority::load_or_create(&data.ca(), now_us)?;
         let catalog = Catalog::open(&settings.catalog, &data.catalog(), &authority.sha256()).await?;
+        let images = Arc::new(open_images(&data, settings).await?);
         let metrics = Arc::new(Metrics::default());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let names = server_names(settings);
@@ -109,6 +111,7 @@ impl Appliance {
             catalog,
             gate,
             fleet,
+            images,
             committer: Arc::new(Committer::default()),
             metrics,
             leases: Arc::new(Leases::default()),
@@ -165,6 +168,9 @@ impl Appliance {
             for vm in core.fleet.all() {
                 vm.log.close("the appliance is shutting down");
             }
+            if let Err(error) = core.images.store().flush() {
+                tracing::error!(%error, "cannot flush the chunk store");
+            }
         });
         if closed.await.is_err() {
             tracing::error!("closing the journals ended unexpectedly");
@@ -199,6 +205,14 @@ fn server_names(settings: &Settings) -> Vec<String> {
     names.sort();
     names.dedup();
     names
+}
+
+/// Opens the chunk store, with the master key from where the settings say.
+async fn open_images(data: &DataDir, settings: &Settings) -> anyhow::Result<Images> {
+    let dir = data.store();
+    let secret = settings.master_key.load(&data.store_key(), Images::exist(&dir)).await?;
+    let opened = tokio::task::spawn_blocking(move || Images::open(&dir, &secret)).await;
+    opened.context("opening the chunk store")?.context("opening the chunk store")
 }
 
 /// Opens the journals of all VMs that the catalog or the data folder knows, and completes the catalog from them.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::catalog::{CatalogUrl, InvalidCatalogUrl};
+use crate::images::{InvalidMasterKeySource, MasterKeySource};
 
 /// The recovery appliance: takes the write streams of splitters and gives back any point of them.
 #[derive(Debug, Parser)]
@@ -28,10 +29,14 @@ pub struct Arguments {
     /// Further names or addresses under which clients reach this appliance (may repeat)
     #[arg(long = "name", value_name = "NAME")]
     pub names: Vec<String>,
+    /// Master key of the chunk store: file:PATH, passphrase-file:PATH or command:CMD [default: a key file that is
+    /// made in DIR/ca at the first start]
+    #[arg(long, value_name = "SOURCE")]
+    pub master_key: Option<String>,
     /// Form of the log on standard error [default: text]
     #[arg(long, value_name = "FORM")]
     pub log: Option<LogForm>,
-    /// TOML file with the same settings (listen, http, catalog, names, log); the command line wins
+    /// TOML file with the same settings (listen, http, catalog, names, master_key, log); the command line wins
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -59,6 +64,7 @@ struct File {
     catalog: Option<String>,
     #[serde(default)]
     names: Vec<String>,
+    master_key: Option<String>,
     log: Option<LogForm>,
 }
 
@@ -75,6 +81,8 @@ pub struct Settings {
     pub catalog: CatalogUrl,
     /// Further names in the server's certificate.
     pub names: Vec<String>,
+    /// Where the master key of the chunk store comes from.
+    pub master_key: MasterKeySource,
     /// The form of the log.
     pub log: LogForm,
 }
@@ -101,6 +109,9 @@ pub enum SettingsError {
     /// Not a catalog.
     #[error(transparent)]
     Catalog(#[from] InvalidCatalogUrl),
+    /// Not a source of a key.
+    #[error("--master-key: {0}")]
+    MasterKey(#[from] InvalidMasterKeySource),
     /// Metrics would be reachable by anyone.
     #[error(
         "--http {0} is not a loopback address: metrics and health are unauthenticated; use 127.0.0.1 and a proxy"
@@ -119,6 +130,7 @@ impl Settings {
             http: any,
             catalog: CatalogUrl::Sqlite(None),
             names: Vec::new(),
+            master_key: MasterKeySource::Default,
             log: LogForm::Text,
         }
     }
@@ -136,12 +148,14 @@ impl Settings {
         }
         let mut names = file.names;
         names.extend(arguments.names);
+        let master_key = arguments.master_key.or(file.master_key);
         Ok(Self {
             data: arguments.data,
             listen: arguments.listen.or(file.listen).unwrap_or_else(|| default(7440)),
             http,
             catalog: arguments.catalog.or(file.catalog).as_deref().unwrap_or("sqlite").parse()?,
             names,
+            master_key: master_key.map_or(Ok(MasterKeySource::Default), |source| source.parse())?,
             log: arguments.log.or(file.log).unwrap_or_default(),
         })
     }
@@ -194,5 +208,9 @@ mod tests {
         let error = load(&["--http", "0.0.0.0:7441"]).unwrap_err().to_string();
         assert!(error.contains("not a loopback address"), "{error}");
         assert!(load(&["--catalog", "mysql://x"]).is_err());
+        let error = load(&["--master-key", "/etc/key"]).unwrap_err().to_string();
+        assert!(error.contains("--master-key") && error.contains("command:CMD"), "{error}");
+        let settings = load(&["--master-key", "file:/etc/key"]).unwrap();
+        assert_eq!(settings.master_key, MasterKeySource::File("/etc/key".into()));
     }
 }

@@ -81,6 +81,7 @@ async fn a_second_appliance_on_the_folder_is_refused_and_health_is_told() {
         "tidemark_vm_rpo_milliseconds{vm=\"a\"}",
         "tidemark_commit_latency_seconds_bucket",
         "tidemark_timeline_open_gaps{vm=\"a\"} 0",
+        "tidemark_store_packs 0",
     ] {
         assert!(body.contains(metric), "{metric} is not in:\n{body}");
     }
