@@ -150,6 +150,12 @@ pub enum RetentionError {
         /// The oldest LSN that is kept.
         cutoff: Lsn,
     },
+    /// A bookmark keeps the snapshot.
+    #[error("{name} keeps the snapshot: release it first")]
+    Held {
+        /// The pin's name.
+        name: String,
+    },
     /// The caller is at fault.
     #[error("{0}")]
     Invalid(String),

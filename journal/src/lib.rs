@@ -12,6 +12,7 @@
 //! - [`view`]: the content of a disk as of an LSN.
 //! - [`image`]: a disk as of one LSN, as chunks of the store.
 //! - [`store`]: chunks that all VMs share, compressed and encrypted.
+//! - [`retention`]: what of the history is kept, and how the rest becomes images.
 //! - [`changed`]: which bytes differ between two points.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
@@ -30,6 +31,7 @@ mod options;
 mod position;
 mod records;
 pub mod recovery;
+pub mod retention;
 pub mod segment;
 pub mod storage;
 pub mod store;
@@ -40,9 +42,9 @@ mod wire;
 
 pub use dump::{DumpError, dump};
 pub use error::{AppendError, OpenError, ReadError, RetentionError, SyncError, ViewError};
-pub use journal::{Change, Fold, Journal};
+pub use journal::{Change, Fold, Journal, LiveImages};
 pub use options::{Options, limits};
 pub use position::Position;
-pub use records::{DiskRecord, ImageNames, Pin, PinKind, Statistics};
+pub use records::{DiskRecord, ImageNames, Kept, KeptDisk, LogPart, Pin, PinKind, Statistics};
 pub use recovery::{Damage, RecoveryReport};
 pub use verify::{VerifyReport, inspect, verify};

@@ -32,6 +32,10 @@ pub mod limits {
     /// Pins of a journal at most: each is in every snapshot of the manifest. More are refused.
     pub const PINS_MAX: usize = 4096;
 
+    /// Snapshots of a journal at most: each is in every snapshot of the manifest. Thinning keeps their number far below;
+    /// more are refused.
+    pub const KEPT_MAX: usize = 2048;
+
     /// Bytes that all images of a base may be described with: a manifest record holds them. More are refused.
     pub const IMAGES_MAX_BYTES: usize = 192 << 10;
 

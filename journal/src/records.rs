@@ -43,7 +43,8 @@ pub struct Pin {
     pub name: String,
     /// Who holds it.
     pub kind: PinKind,
-    /// The first point that is kept; with it all later ones.
+    /// The first point that is kept; with it all later ones. Of a bookmark or a lock it is this point alone that must
+    /// stay: once a snapshot of it is kept, the cutoff may pass, and the pin keeps the snapshot.
     pub lsn: Lsn,
     /// When it ends by itself, microseconds since the epoch; `None`: when it is revoked.
     pub until_us: Option<u64>,
@@ -71,6 +72,44 @@ impl PinKind {
             .into_iter()
             .find(|kind| *kind as u8 == number)
     }
+}
+
+/// A snapshot: a point below the log that is recoverable because its images are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The point.
+    pub lsn: Lsn,
+    /// Its time, microseconds since the epoch.
+    pub time_us: u64,
+    /// The first time, exclusive of which the disks were as at the point: when the next LSN was taken. Later than
+    /// `time_us`.
+    pub until_us: u64,
+    /// Every disk that was known then, by id.
+    pub disks: Vec<KeptDisk>,
+}
+
+/// A disk of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptDisk {
+    /// Which disk.
+    pub id: DiskId,
+    /// Its size then.
+    pub size_bytes: u64,
+    /// What its image is to whoever keeps images.
+    pub image: Vec<u8>,
+}
+
+/// A live segment, as far as retention goes by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPart {
+    /// Bytes of its file and its leaf index.
+    pub bytes: u64,
+    /// The last LSN taken by its end.
+    pub last_lsn: Lsn,
+    /// Time of the first LSN taken in it; 0 when none was.
+    pub first_time_us: u64,
+    /// Whether it has its leaf index, so that it can be dropped.
+    pub sealed: bool,
 }
 
 /// By disk, what its image is to whoever keeps images: a descriptor, say.

@@ -141,6 +141,7 @@ impl Journal {
     /// Makes a base durable, then what views and timelines go by. The caller holds `syncing`.
     fn put_base(&self, base: Base) -> Result<(), AppendError> {
         let base = Arc::new(base);
+        self.live.add([&base]);
         self.put_record(&Record::Base(Arc::clone(&base)))?;
         let floor = Some(Point { lsn: base.lsn, time_us: base.time_us });
         Arc::make_mut(&mut lock(&self.log).history).floor = floor;

@@ -3,6 +3,7 @@
 
 mod append;
 mod fold;
+mod kept;
 mod merge;
 mod open;
 mod pins;
@@ -18,9 +19,10 @@ use tidemark_proto::ids::{DiskId, Lsn, VmId};
 
 pub(crate) use append::push_event;
 pub use fold::{Change, Fold};
+pub use kept::LiveImages;
 use merge::Merging;
 pub(crate) use open::{is_listed, read_file, read_manifest};
-pub(crate) use runs::{MemorySegment, Node, Run, Runs};
+pub(crate) use runs::{MemorySegment, Node, Run, Runs, Snapshot};
 
 use crate::changed::{Between, Changes, gather};
 use crate::error::{AppendError, ViewError};
@@ -56,6 +58,7 @@ pub struct Journal {
     manifest: Mutex<Manifest>,
     published: RwLock<Published>,
     runs: RwLock<Arc<Runs>>,
+    live: LiveImages,
     _lock: Option<Box<dyn StorageLock>>,
 }
 
@@ -241,6 +244,9 @@ impl Journal {
     /// # Errors
     /// [`ViewError::Refused`] when no disk remains, and beyond the horizon.
     pub fn view(&self, lsn: Lsn) -> Result<View, ViewError> {
+        if let Some(view) = self.kept_view(lsn) {
+            return Ok(view);
+        }
         let timeline = self.timeline();
         let exact = timeline.exact_disks(lsn);
         let refuse = |error| match error {
@@ -275,6 +281,10 @@ impl Journal {
         }
         if !has(&views.1) {
             return Err(ViewError::NoDisk { disk, lsn: to });
+        }
+        if runs.base.as_ref().is_some_and(|base| from < base.lsn) {
+            // A snapshot: what was written since then is not in the log any more.
+            return Ok(Changes::of_contents(disk, views.0, views.1));
         }
         let between = Between { disk, from, to };
         let (cursors, wide) = gather(&self.source, &runs.segments, &between)?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tidemark_proto::ids::VmId;
 
-use super::{Journal, Log, Manifest, Merging, OpenSegment, Published, Runs};
+use super::{Journal, LiveImages, Log, Manifest, Merging, OpenSegment, Published, Runs, Snapshot};
 use crate::Options;
 use crate::error::OpenError;
 use crate::leaf::leaf_name;
@@ -153,6 +153,10 @@ impl Journal {
         let published = Published { position: recovered.position, history, horizon: recovered.horizon };
         let mut runs = Runs::new(recovered.runs, manifest.state().nodes.values());
         runs.base.clone_from(&manifest.state().base);
+        let kept = manifest.state().kept.iter();
+        runs.kept = kept.map(|(lsn, kept)| (*lsn, Snapshot::new(Arc::clone(kept)))).collect();
+        let live = LiveImages::default();
+        live.add(runs.base.iter().chain(runs.kept.values().map(|snapshot| &snapshot.base)));
         let source = Arc::new(Source::new(Arc::clone(&storage), key, options.index_cache_bytes));
         Self {
             storage,
@@ -173,6 +177,7 @@ impl Journal {
             manifest: Mutex::new(manifest),
             published: RwLock::new(published),
             runs: RwLock::new(Arc::new(runs)),
+            live,
             _lock: lock,
         }
     }

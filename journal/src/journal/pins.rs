@@ -13,6 +13,17 @@ fn holds(pin: &Pin, now_us: u64) -> bool {
     pin.until_us.is_none_or(|until| now_us < until)
 }
 
+/// Whether a snapshot of its point is all that the pin asks for.
+fn keeps_a_point(pin: &Pin) -> bool {
+    matches!(pin.kind, PinKind::Bookmark | PinKind::Lock)
+}
+
+/// The pin that keeps a snapshot at a time, if any.
+pub(super) fn keeper(state: &State, lsn: Lsn, now_us: u64) -> Option<&Pin> {
+    let mut pins = state.pins.values();
+    pins.find(|pin| pin.lsn == lsn && keeps_a_point(pin) && holds(pin, now_us))
+}
+
 /// The lock of that name, if it still stands.
 fn standing_lock<'a>(state: &'a State, name: &str, now_us: u64) -> Option<(&'a Pin, u64)> {
     let pin = state.pins.get(name).filter(|pin| pin.kind == PinKind::Lock && holds(pin, now_us))?;
@@ -44,7 +55,8 @@ impl Journal {
                     return Err(RetentionError::Locked { name: pin.name, until_us });
                 }
             }
-            if pin.lsn < state.cutoff {
+            let kept = keeps_a_point(&pin) && state.kept.contains_key(&pin.lsn);
+            if pin.lsn < state.cutoff && !kept {
                 return Err(RetentionError::Gone { cutoff: state.cutoff });
             }
             if state.pins.len() >= PINS_MAX && !state.pins.contains_key(&pin.name) {
@@ -101,7 +113,8 @@ impl Journal {
             let state = manifest.state();
             let now_us = now_us.max(state.clock_us);
             let (held, ended): (Vec<_>, Vec<_>) = state.pins.values().partition(|pin| holds(pin, now_us));
-            let pinned = held.iter().map(|pin| pin.lsn).min().unwrap_or(policy);
+            let needs_log = |pin: &&&Pin| !(keeps_a_point(pin) && state.kept.contains_key(&pin.lsn));
+            let pinned = held.iter().filter(needs_log).map(|pin| pin.lsn).min().unwrap_or(policy);
             let cutoff = policy.min(pinned).min(durable).max(state.cutoff);
             let ended: Vec<String> = ended.iter().map(|pin| pin.name.clone()).collect();
             (now_us, cutoff, state.cutoff, ended)

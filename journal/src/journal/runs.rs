@@ -10,6 +10,7 @@ use crate::index::{MemoryIndex, Summary};
 use crate::manifest::{Base, NodeRecord, Sealed};
 use crate::node::{Child, LEVELS_MAX, Span};
 use crate::position::Position;
+use crate::records::Kept;
 use crate::timeline::Event;
 
 /// Something that has versions of sectors.
@@ -84,6 +85,23 @@ pub(crate) struct Runs {
     pub nodes: BTreeMap<Span, Arc<Node>>,
     /// What lies below them.
     pub base: Option<Arc<Base>>,
+    /// Snapshots below it, by LSN.
+    pub kept: BTreeMap<Lsn, Snapshot>,
+}
+
+/// A snapshot, and what a view of it reads from.
+#[derive(Debug, Clone)]
+pub(crate) struct Snapshot {
+    pub kept: Arc<Kept>,
+    pub base: Arc<Base>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(kept: Arc<Kept>) -> Self {
+        let images = kept.disks.iter().map(|disk| (disk.id, disk.image.clone())).collect();
+        let (lsn, time_us) = (kept.lsn, kept.time_us);
+        Self { kept, base: Arc::new(Base { lsn, time_us, images, ..Base::default() }) }
+    }
 }
 
 impl Runs {

@@ -23,6 +23,7 @@
 //! | 16 | node | level u16, first ordinal, bytes (0: no part of the journal any more), extents u64; its trailer's hash 32; since version 2 |
 //! | 17 | base | LSN, time, first ordinal u64; hash of the last dropped frame 32; last dropped time u64; disk count u32, {disk u32, LSN of its first line u64}; event count u32, events that still matter; image count u32, {disk u32, what the image is to its keeper}; since version 2 |
 //! | 18 | keep | time of the change u64, then tag u8: 1 pin {name, kind u8 (1 lease, 2 bookmark, 3 clone, 4 lock, 5 replica), LSN u64, until u64 (0: no end)}, 2 revoked {name}, 3 cutoff {LSN u64}; since version 2 |
+//! | 24 | keeping | tag u8: 1 kept {LSN, time, until u64; disk count u32, {disk u32, size u64, what the image is to its keeper}}, 2 dropped {LSN u64}; a program that does not know it refuses |
 //!
 //! Events: see the table kinds of [`crate::frame`]; tag u8 (1 line start, 2 line end, 3 marker, 4 resize, 5 clean
 //! heartbeat), LSN u64, time u64, then: line start {gap from u64, time before u64, cause u32, detail, disks}, line end
@@ -30,7 +31,7 @@
 //!
 //! ## History
 //! Version 1: first light. Version 2: nodes, images, pins. A manifest of version 1 that is written on holds records of version 2 until
-//! its next snapshot; a program of version 1 refuses both.
+//! its next snapshot; a program of version 1 refuses both. Kind 24 came later within version 2.
 
 mod log;
 mod read;
@@ -42,7 +43,7 @@ pub(crate) use log::ManifestLog;
 pub use read::{ManifestError, ManifestRecord, decode};
 pub(crate) use read::{Read, read};
 pub(crate) use record::{NodeRecord, Record, Sealed, SegmentOpen};
-pub(crate) use retention::{Base, Keep};
+pub(crate) use retention::{Base, Keep, Keeping};
 pub(crate) use state::{DiskState, State};
 
 /// The manifest's file.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::{CaptureId, ChainHash, DiskId, Generation, Lsn};
 
-use super::retention::{Base, Keep};
+use super::retention::{Base, Keep, Keeping};
 use super::state::DiskState;
 use crate::Position;
 use crate::index::Summary;
@@ -67,6 +67,7 @@ pub(crate) enum Record {
     Base(Arc<Base>),
     /// With the time of the change, µs.
     Keep(u64, Keep),
+    Keeping(Keeping),
 }
 
 /// First of the kinds that a later version may write.
@@ -87,6 +88,7 @@ impl Record {
             Self::Node(_) => 16,
             Self::Base(_) => 17,
             Self::Keep(..) => 18,
+            Self::Keeping(_) => 24,
         }
     }
 
@@ -126,6 +128,7 @@ impl Record {
                 out.u64(*time_us);
                 keep.encode(out);
             }
+            Self::Keeping(keeping) => keeping.encode(out),
             Self::Node(node) => {
                 out.u16(node.span.level);
                 out.u64(node.span.first);
@@ -162,6 +165,7 @@ impl Record {
             }
             17 => Self::Base(Arc::new(Base::decode(&mut reader)?)),
             18 => Self::Keep(reader.u64()?, Keep::decode(&mut reader)?),
+            24 => Self::Keeping(Keeping::decode(&mut reader)?),
             _ => return None,
         };
         reader.end()?;

@@ -1,8 +1,10 @@
 //! What the manifest says about how long things are kept: pins, the cutoff, and the images below the log.
 
+use std::sync::Arc;
+
 use tidemark_proto::ids::{DiskId, Lsn};
 
-use crate::records::{ImageNames, Pin, PinKind};
+use crate::records::{ImageNames, Kept, KeptDisk, Pin, PinKind};
 use crate::timeline::Event;
 use crate::wire::{Put, Reader, length};
 
@@ -51,6 +53,55 @@ impl Keep {
             _ => return None,
         })
     }
+}
+
+/// A change of the snapshots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// Tag 1.
+    Kept(Arc<Kept>),
+    /// Tag 2.
+    Dropped(Lsn),
+}
+
+impl Keeping {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Kept(kept) => {
+                out.u8(1);
+                out.u64(kept.lsn.0);
+                out.u64(kept.time_us);
+                out.u64(kept.until_us);
+                out.u32(length(kept.disks.len()));
+                for disk in &kept.disks {
+                    out.u32(disk.id.0);
+                    out.u64(disk.size_bytes);
+                    out.bytes(&disk.image);
+                }
+            }
+            Self::Dropped(lsn) => {
+                out.u8(2);
+                out.u64(lsn.0);
+            }
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<Self> {
+        Some(match reader.u8()? {
+            1 => {
+                let (lsn, time_us, until_us) = (Lsn(reader.u64()?), reader.u64()?, reader.u64()?);
+                let count = reader.count(16)?;
+                let disks: Option<_> = (0..count).map(|_| kept_disk(reader)).collect();
+                Self::Kept(Arc::new(Kept { lsn, time_us, until_us, disks: disks? }))
+            }
+            2 => Self::Dropped(Lsn(reader.u64()?)),
+            _ => return None,
+        })
+    }
+}
+
+fn kept_disk(reader: &mut Reader<'_>) -> Option<KeptDisk> {
+    Some(KeptDisk { id: DiskId(reader.u32()?), size_bytes: reader.u64()?, image: reader.bytes()?.to_vec() })
 }
 
 /// The images that hold everything up to an LSN, and what is left of the segments that were dropped.

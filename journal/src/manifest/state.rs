@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::Lsn;
 
-use super::{Base, Keep, NodeRecord, Record, Sealed, SegmentOpen};
+use super::{Base, Keep, Keeping, NodeRecord, Record, Sealed, SegmentOpen};
 use crate::node::Span;
-use crate::records::{DiskRecord, Pin};
+use crate::records::{DiskRecord, Kept, Pin};
 
 /// A disk and the sizes it was told to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub base: Option<Arc<Base>>,
     /// Pins that were not revoked, by name; they may have ended.
     pub pins: BTreeMap<String, Pin>,
+    /// Snapshots.
+    pub kept: BTreeMap<Lsn, Arc<Kept>>,
     /// Points below are given up.
     pub cutoff: Lsn,
     /// The latest time of a change of pins or cutoff: the clock never goes back behind it.
@@ -93,6 +95,12 @@ impl State {
                     Keep::Cutoff(lsn) => self.cutoff = self.cutoff.max(*lsn),
                 }
             }
+            Record::Keeping(Keeping::Kept(kept)) => {
+                self.kept.insert(kept.lsn, Arc::clone(kept));
+            }
+            Record::Keeping(Keeping::Dropped(lsn)) => {
+                self.kept.remove(lsn);
+            }
             Record::Node(node) if node.bytes == 0 => {
                 self.nodes.remove(&node.span);
             }
@@ -118,6 +126,8 @@ impl State {
         }
         let pins = self.pins.values().cloned();
         records.extend(pins.map(|pin| Record::Keep(self.clock_us, Keep::Pin(pin))));
+        let kept = self.kept.values().cloned();
+        records.extend(kept.map(|kept| Record::Keeping(Keeping::Kept(kept))));
         records.extend(self.sealed.values().cloned().map(Record::Sealed));
         records.extend(self.open.values().copied().map(Record::Open));
         records.extend(self.nodes.values().copied().map(Record::Node));

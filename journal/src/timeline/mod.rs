@@ -32,6 +32,8 @@ pub enum RefusedCause {
     Gap(u32),
     /// Before the first complete copy of a disk.
     BeforeHistory,
+    /// Between snapshots, where retention has folded the writes into images.
+    Folded,
     /// After the newest point that is durable and known to miss nothing.
     AfterLatest,
 }
@@ -52,6 +54,9 @@ impl fmt::Display for Refused {
         f.write_str(match self.cause {
             RefusedCause::Gap(_) => "no recovery point exists there: it lies in a gap",
             RefusedCause::BeforeHistory => "no recovery point exists there: it lies before the history",
+            RefusedCause::Folded => {
+                "no recovery point exists there any more: only snapshots are kept of that time"
+            }
             RefusedCause::AfterLatest => "no recovery point exists there yet: it lies after the latest",
         })?;
         match (self.before, self.after) {

@@ -7,6 +7,7 @@ use tidemark_proto::ids::{DiskId, Lsn};
 use super::{Gap, History, Horizon, Marker, Point, Refused, RefusedCause, TimelineError, Window};
 use crate::error::ReadError;
 use crate::journal::Runs;
+use crate::records::Kept;
 use crate::view::Source;
 
 /// A snapshot of what can be recovered, of what is durable only. Cheap to take and to clone.
@@ -58,9 +59,18 @@ impl Timeline {
         self.history.open_disks()
     }
 
+    /// The snapshot at an LSN below the log.
+    fn kept_at(&self, lsn: Lsn) -> Option<&Kept> {
+        let below = self.history.floor.is_some_and(|floor| lsn < floor.lsn);
+        self.runs.kept.get(&lsn).filter(|_| below).map(|snapshot| snapshot.kept.as_ref())
+    }
+
     /// Disks that are exact at an LSN, by id.
     #[must_use]
     pub fn exact_disks(&self, lsn: Lsn) -> Vec<DiskId> {
+        if let Some(kept) = self.kept_at(lsn) {
+            return kept.disks.iter().map(|disk| disk.id).collect();
+        }
         let known =
             self.history.disks.iter().filter(|(_, disk)| disk.first_line.is_some_and(|line| line <= lsn));
         known.map(|(id, _)| *id).filter(|id| self.gap_at(lsn, *id).is_none()).collect()
@@ -86,8 +96,16 @@ impl Timeline {
         if self.horizon.is_none_or(|horizon| lsn > horizon.lsn) {
             return Err(RefusedCause::AfterLatest);
         }
+        if let Some(kept) = self.kept_at(lsn) {
+            let known = |disk: &DiskId| kept.disks.iter().any(|kept| kept.id == *disk);
+            return if disks.iter().all(known) { Ok(()) } else { Err(RefusedCause::BeforeHistory) };
+        }
         if self.history.floor.is_some_and(|floor| lsn < floor.lsn) {
-            return Err(RefusedCause::BeforeHistory);
+            return Err(if self.runs.kept.range(..lsn).next().is_some() {
+                RefusedCause::Folded
+            } else {
+                RefusedCause::BeforeHistory
+            });
         }
         let mut any = false;
         for (id, disk) in &self.history.disks {
@@ -153,6 +171,11 @@ impl Timeline {
         // `lsn` itself may be a point: then the question was about a time after it.
         let before = runs.iter().rev().find(|(from, _)| *from <= lsn).map(|(_, to)| (*to).min(lsn));
         let after = runs.iter().find(|(from, _)| *from > lsn).map(|(from, _)| *from);
+        // A snapshot may be nearer.
+        let good = |lsn: &&Lsn| self.kept_at(**lsn).is_some() && self.judge(**lsn, disks).is_ok();
+        let before = before.max(self.runs.kept.range(..=lsn).map(|(lsn, _)| lsn).rev().find(good).copied());
+        let kept_after = self.runs.kept.range(lsn.next()..).map(|(lsn, _)| lsn).find(good).copied();
+        let after = kept_after.or(after);
         let point = |lsn: Option<Lsn>| lsn.map(|lsn| self.point(lsn)).transpose();
         match (point(before), point(after)) {
             (Ok(before), Ok(after)) => TimelineError::Refused(Box::new(Refused { cause, before, after })),
@@ -175,6 +198,17 @@ impl Timeline {
     pub fn at_time(&self, time_us: u64, disks: &[DiskId]) -> Result<Lsn, TimelineError> {
         let latest = self.horizon.map_or(Lsn::ZERO, |horizon| horizon.lsn);
         let lsn = self.last_lsn_at(time_us)?.min(latest);
+        if lsn == Lsn::ZERO
+            && let Some(snapshot) = self.runs.kept.values().rev().find(|kept| kept.kept.time_us <= time_us)
+        {
+            // Nothing was written between a snapshot's point and its `until_us`.
+            let lsn = snapshot.kept.lsn;
+            if time_us < snapshot.kept.until_us {
+                self.check(lsn, disks)?;
+                return Ok(lsn);
+            }
+            return Err(self.refuse(lsn, disks, RefusedCause::Folded));
+        }
         if self.horizon.is_none_or(|horizon| time_us > horizon.time_us.max(self.time_of_or_zero(horizon.lsn)))
         {
             return Err(self.refuse(latest, disks, RefusedCause::AfterLatest));
@@ -190,6 +224,19 @@ impl Timeline {
             return Err(self.refuse(lsn, disks, cause));
         }
         Ok(lsn)
+    }
+
+    /// The last point at or before a time at which all disks known by then are exact, in the log or at its floor:
+    /// snapshots below do not count.
+    ///
+    /// # Errors
+    /// When the times cannot be read.
+    pub fn last_point_at(&self, time_us: u64) -> Result<Option<Point>, ReadError> {
+        let Some(horizon) = self.horizon else { return Ok(None) };
+        let lsn = self.last_lsn_at(time_us)?.min(horizon.lsn);
+        let runs = self.runs_of_points(&[]);
+        let found = runs.iter().rev().find(|(from, _)| *from <= lsn).map(|(_, to)| (*to).min(lsn));
+        found.map(|lsn| self.point(lsn)).transpose()
     }
 
     fn time_of_or_zero(&self, lsn: Lsn) -> u64 {
@@ -220,6 +267,9 @@ impl Timeline {
                 return Ok(self.source.time(run, lsn)?.unwrap_or(0));
             }
         }
-        Ok(self.history.floor.filter(|floor| floor.lsn == lsn).map_or(0, |floor| floor.time_us))
+        let kept = self.kept_at(lsn).map(|kept| kept.time_us);
+        Ok(kept
+            .or(self.history.floor.filter(|floor| floor.lsn == lsn).map(|floor| floor.time_us))
+            .unwrap_or(0))
     }
 }

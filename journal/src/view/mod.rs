@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
-pub use base::BaseImages;
+pub use base::{BaseImages, Zeroes};
 pub(crate) use files::FileKey;
 use payload::Payload;
 use resolve::{Content, Piece, Ranked, rank, resolve};
@@ -79,6 +79,12 @@ impl View {
         let floor = base.as_ref().map_or(Lsn::ZERO, |base| base.lsn);
         let runs = rank(&runs.view(lsn), floor, lsn);
         Self { inner: Arc::new(Inner { source, runs, lsn, disks, base }) }
+    }
+
+    /// A view of nothing but images.
+    pub(crate) fn of_images(source: Arc<Source>, base: Arc<Base>, disks: Vec<ViewDisk>) -> Self {
+        let lsn = base.lsn;
+        Self { inner: Arc::new(Inner { source, runs: Vec::new(), lsn, disks, base: Some(base) }) }
     }
 
     fn resolve(&self, disk: DiskId, from: u64, to: u64) -> Result<Vec<Piece>, ReadError> {
@@ -173,18 +179,31 @@ impl View {
         let (from, to) = self.sectors(disk, offset, bytes)?;
         let end = offset.saturating_add(bytes);
         let mut extents: Vec<Extent> = Vec::new();
-        let below = self.inner.base.as_ref().is_some_and(|base| base.image(disk).is_some());
-        for piece in self.resolve(disk, from, to)? {
-            let start = (piece.start * SECTOR_BYTES).max(offset);
-            let bytes = ((piece.start + piece.sectors) * SECTOR_BYTES).min(end) - start;
-            let kind = match piece.content {
-                Content::Payload(_) => ExtentKind::Data,
-                Content::Unwritten if below => ExtentKind::Data,
-                Content::Unwritten | Content::Zero => ExtentKind::Zero,
-            };
+        let image = self.inner.base.as_ref().and_then(|base| base.image(disk));
+        let mut push = |start: u64, until: u64, kind| {
+            let (start, until) = ((start * SECTOR_BYTES).max(offset), (until * SECTOR_BYTES).min(end));
             match extents.last_mut() {
-                Some(last) if last.kind == kind => last.bytes += bytes,
-                _ => extents.push(Extent { offset: start, bytes, kind }),
+                _ if until <= start => {}
+                Some(last) if last.kind == kind => last.bytes += until - start,
+                _ => extents.push(Extent { offset: start, bytes: until - start, kind }),
+            }
+        };
+        for piece in self.resolve(disk, from, to)? {
+            let until = piece.start + piece.sectors;
+            match (piece.content, image) {
+                (Content::Payload(_), _) => push(piece.start, until, ExtentKind::Data),
+                (Content::Unwritten, Some(image)) => {
+                    let mut at = piece.start;
+                    for (start, sectors) in
+                        self.inner.source.zeroes_of_image(disk, image, piece.start, piece.sectors)?
+                    {
+                        push(at, start, ExtentKind::Data);
+                        push(start, start + sectors, ExtentKind::Zero);
+                        at = start + sectors;
+                    }
+                    push(at, until, ExtentKind::Data);
+                }
+                (Content::Unwritten | Content::Zero, _) => push(piece.start, until, ExtentKind::Zero),
             }
         }
         Ok(extents)

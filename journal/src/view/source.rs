@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tidemark_proto::ids::{DiskId, Lsn};
 
-use super::base::BaseImages;
+use super::base::{BaseImages, Zeroes};
 use super::cache::{Cache, Cached, Part};
 use super::files::{FileKey, Files};
 use super::window::Window;
@@ -63,6 +63,20 @@ impl Source {
             None => Err("nobody here reads images".into()),
         };
         read.map_err(|source| ReadError::Image { disk, source })
+    }
+
+    /// What of an image below the log is known to read as zeroes.
+    pub(super) fn zeroes_of_image(
+        &self,
+        disk: DiskId,
+        image: &[u8],
+        sector: u64,
+        sectors: u64,
+    ) -> Result<Zeroes, ReadError> {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let known =
+            images.map_or_else(|| Ok(Zeroes::new()), |images| images.zeroes(disk, image, sector, sectors));
+        known.map_err(|source| ReadError::Image { disk, source })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
