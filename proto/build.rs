@@ -5,8 +5,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if std::env::var_os("CARGO_FEATURE_MESSAGES").is_none() {
         return Ok(());
     }
-    let files =
-        ["schema/stream.proto", "schema/enrolment.proto", "schema/console.proto", "schema/history.proto"];
+    let files = [
+        "schema/stream.proto",
+        "schema/enrolment.proto",
+        "schema/console.proto",
+        "schema/history.proto",
+        "schema/retention.proto",
+    ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.
     let services = std::env::var_os("CARGO_FEATURE_SERVICES").is_some();

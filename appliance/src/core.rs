@@ -15,6 +15,7 @@ use crate::ingest::Committer;
 use crate::metrics::Metrics;
 use crate::pki::Authority;
 use crate::recovery::Leases;
+use crate::retention::Retention;
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::transport::Gate;
@@ -34,6 +35,8 @@ pub struct Core {
     pub fleet: Fleet,
     /// The chunk store.
     pub images: Arc<Images>,
+    /// Folding, snapshots and the space they take.
+    pub retention: Retention,
     /// Group commit.
     pub committer: Arc<Committer>,
     /// Prometheus metrics.

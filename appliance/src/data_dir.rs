@@ -117,6 +117,12 @@ impl DataDir {
         self.ca().join("store.key")
     }
 
+    /// The clock of retention.
+    #[must_use]
+    pub fn retention_clock(&self) -> PathBuf {
+        self.root.join("retention-clock")
+    }
+
     /// The journal of one VM.
     #[must_use]
     pub fn journal(&self, vm: VmId) -> PathBuf {

@@ -15,6 +15,7 @@ pub mod ingest;
 pub mod metrics;
 pub mod pki;
 pub mod recovery;
+pub mod retention;
 pub mod server;
 pub mod settings;
 pub mod space;

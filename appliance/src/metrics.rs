@@ -50,6 +50,12 @@ pub struct Metrics {
     pub free_bytes: Gauge,
     /// From the first append of a commit to its durability.
     pub commit_latency: Histogram,
+    /// Bytes of the log that went into images.
+    pub folded_bytes: Family<VmLabel, Counter>,
+    /// Snapshots that are kept.
+    pub snapshots: Family<VmLabel, Gauge>,
+    /// Bytes that collections freed in the chunk store.
+    pub collected_bytes: Counter,
     rejections: Family<ReasonLabel, Counter>,
     store: StoreGauges,
 }
@@ -130,6 +136,12 @@ impl Default for Metrics {
             "Refused connections, calls and streams",
             rejections.clone(),
         );
+        let folded_bytes = Family::default();
+        registry.register("retention_folded_bytes", "Log that went into images", folded_bytes.clone());
+        let snapshots = Family::default();
+        registry.register("retention_snapshots", "Snapshots that are kept", snapshots.clone());
+        let collected_bytes = Counter::default();
+        registry.register("store_collected_bytes", "Freed by collections", collected_bytes.clone());
         let store = StoreGauges::register(&mut registry);
         Self {
             registry: Mutex::new(registry),
@@ -143,6 +155,9 @@ impl Default for Metrics {
             views,
             free_bytes,
             commit_latency,
+            folded_bytes,
+            snapshots,
+            collected_bytes,
             rejections,
             store,
         }
@@ -176,7 +191,10 @@ impl Metrics {
         let label = VmLabel { vm: vm.to_owned() };
         self.received_bytes.remove(&label);
         self.received_frames.remove(&label);
-        for gauge in [&self.written_bytes, &self.durable_lag, &self.undurable_bytes, &self.open_gaps] {
+        self.folded_bytes.remove(&label);
+        for gauge in
+            [&self.written_bytes, &self.durable_lag, &self.undurable_bytes, &self.open_gaps, &self.snapshots]
+        {
             gauge.remove(&label);
         }
     }

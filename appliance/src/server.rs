@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustls::crypto::CryptoProvider;
+use tidemark_journal::retention::ImageKeeper;
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
 use tidemark_proto::v1::history_server::HistoryServer;
+use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
-use crate::api::{self, ConsoleService, HistoryService};
+use crate::api::{self, ConsoleService, HistoryService, RetentionService};
 use crate::catalog::Catalog;
 use crate::clock::now_us;
 use crate::core::Core;
@@ -31,6 +33,7 @@ use crate::ingest::{Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
+use crate::retention::Retention;
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -96,7 +99,9 @@ impl Appliance {
         let names = server_names(settings);
         let certificate = Arc::new(ServerCertificate::new(&authority, &provider, names, now_us)?);
         let tls = server_config(&authority, Arc::clone(&provider), Arc::clone(&certificate))?;
-        let fleet = open_fleet(&data, &catalog).await?;
+        let keeper = Arc::new(ImageKeeper::new(Arc::clone(images.store())));
+        let fleet = open_fleet(&data, &catalog, &keeper).await?;
+        let retention = Retention::new(keeper, data.retention_clock(), retention_clock(&fleet));
         let (address, incoming) = bind(settings.listen, Arc::new(tls), Arc::clone(&metrics))
             .await
             .with_context(|| format!("listening on {}", settings.listen))?;
@@ -112,6 +117,7 @@ impl Appliance {
             gate,
             fleet,
             images,
+            retention,
             committer: Arc::new(Committer::default()),
             metrics,
             leases: Arc::new(Leases::default()),
@@ -128,6 +134,7 @@ impl Appliance {
         tokio::spawn(watch_space(Arc::clone(&core), space_sender, ending.clone()));
         tokio::spawn(upkeep(Arc::clone(&core), certificate, provider, ending.clone()));
         tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
+        tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
         Ok(Self { address, http, core, ending, server, committer })
     }
@@ -216,7 +223,7 @@ async fn open_images(data: &DataDir, settings: &Settings) -> anyhow::Result<Imag
 }
 
 /// Opens the journals of all VMs that the catalog or the data folder knows, and completes the catalog from them.
-async fn open_fleet(data: &DataDir, catalog: &Catalog) -> anyhow::Result<Fleet> {
+async fn open_fleet(data: &DataDir, catalog: &Catalog, keeper: &Arc<ImageKeeper>) -> anyhow::Result<Fleet> {
     let mut known: Vec<_> = catalog.vms().await?.into_iter().map(|row| (row.vm(), Some(row.name))).collect();
     for vm in data.vms()? {
         if !known.iter().any(|(id, _)| *id == vm) {
@@ -226,8 +233,8 @@ async fn open_fleet(data: &DataDir, catalog: &Catalog) -> anyhow::Result<Fleet> 
     let opening: Vec<_> = known
         .into_iter()
         .map(|(id, name)| {
-            let dir = data.journal(id);
-            (id, name, tokio::task::spawn_blocking(move || VmLog::open(id, &dir)))
+            let (dir, keeper) = (data.journal(id), Arc::clone(keeper));
+            (id, name, tokio::task::spawn_blocking(move || VmLog::open(id, &dir, keeper)))
         })
         .collect();
     let fleet = Fleet::default();
@@ -255,6 +262,12 @@ async fn open_fleet(data: &DataDir, catalog: &Catalog) -> anyhow::Result<Fleet> 
     Ok(fleet)
 }
 
+/// The latest time that a journal has given something up at.
+fn retention_clock(fleet: &Fleet) -> u64 {
+    let journals = fleet.all().into_iter().filter_map(|vm| vm.log.journal().ok());
+    journals.map(|journal| journal.retention_clock()).max().unwrap_or(0)
+}
+
 /// Lists a VM of which only the journal is left. Its credentials are gone, so it must be enrolled again.
 async fn adopt(catalog: &Catalog, id: tidemark_proto::ids::VmId, log: &VmLog) -> anyhow::Result<String> {
     let reason = "the catalog was lost: its journal is here, its credentials are not";
@@ -276,7 +289,7 @@ async fn serve(
     incoming: Incoming,
     ending: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let [vm_gate, admin_gate, history_gate] = [(); 3].map(|()| Arc::clone(&core.gate));
+    let [vm_gate, admin_gate, history_gate, retention_gate] = [(); 4].map(|()| Arc::clone(&core.gate));
     let splitter = SplitterServer::new(SplitterService::new(Arc::clone(&core)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES);
     let splitter = InterceptedService::new(splitter, move |request| vm_gate.admit_vm(request));
@@ -286,6 +299,9 @@ async fn serve(
     let history = HistoryServer::new(HistoryService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let history = InterceptedService::new(history, move |request| history_gate.admit_admin(request));
+    let retention = RetentionServer::new(RetentionService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let retention = InterceptedService::new(retention, move |request| retention_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -298,6 +314,7 @@ async fn serve(
         .add_service(splitter)
         .add_service(console)
         .add_service(history)
+        .add_service(retention)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await

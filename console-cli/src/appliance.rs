@@ -7,6 +7,7 @@ use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::tls::SERVER_NAME;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
+use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
@@ -28,6 +29,14 @@ pub(crate) type Client = ConsoleClient<Channel>;
 
 /// Calls the appliance's history service.
 pub(crate) type HistoryClient = GeneratedHistoryClient<Channel>;
+
+/// Calls the appliance's retention service.
+pub(crate) type RetentionClient = GeneratedRetentionClient<Channel>;
+
+/// Calls the retention service over a channel.
+pub(crate) fn retention(channel: Channel) -> RetentionClient {
+    GeneratedRetentionClient::new(channel)
+}
 
 /// Calls the console service over a channel.
 pub(crate) fn console(channel: Channel) -> Client {

@@ -6,6 +6,7 @@ mod diff;
 mod exports;
 mod history;
 mod points;
+mod retention;
 mod views;
 mod vms;
 
@@ -22,6 +23,7 @@ use tidemark_proto::v1::{
 use tonic::{Request, Response, Status};
 
 pub use history::HistoryService;
+pub use retention::RetentionService;
 pub(crate) use vms::describe as describe_vms;
 
 use crate::catalog::CatalogError;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use tidemark_journal::Kept;
 use tidemark_journal::timeline::{self, Timeline};
+use tidemark_proto::ids::Lsn;
 use tidemark_proto::limits::TEXT_MAX_BYTES;
 use tidemark_proto::v1::{Gap, ListPointsRequest, ListPointsResponse, Point, When, Window, when};
 use tonic::Status;
@@ -11,6 +13,7 @@ use super::{blocking, catalog, vm_named};
 use crate::catalog::BookmarkRow;
 use crate::clock::now_us;
 use crate::core::Core;
+use crate::ingest::CRASH;
 use crate::recovery::cause_text;
 
 /// Entries of each kind in one answer at most: the newest. An operator who needs more narrows the range.
@@ -32,13 +35,24 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
         let windows = timeline.windows(&[]).map_err(|error| Status::data_loss(error.to_string()))?;
         let windows = windows.iter().filter_map(|window| range.window(window)).collect();
         let search = request.search.to_lowercase();
-        let points = bookmarks
+        let kept = journal.snapshots();
+        let base = journal.base().map_or(Lsn::ZERO, |(lsn, _)| lsn);
+        // A bookmark whose point was folded away names nothing any more.
+        let there = |lsn: Lsn| lsn >= base || kept.iter().any(|kept| kept.lsn == lsn);
+        let mut points: Vec<Point> = bookmarks
             .iter()
             .filter(|row| {
-                range.contains(row.lsn().0, row.time_us()) && row.name.to_lowercase().contains(&search)
+                there(row.lsn())
+                    && range.contains(row.lsn().0, row.time_us())
+                    && row.name.to_lowercase().contains(&search)
             })
             .map(|row| point(&vm.name, row))
             .collect();
+        if search.is_empty() {
+            let inside = kept.iter().filter(|kept| range.contains(kept.lsn.0, kept.time_us));
+            points.extend(inside.map(|kept| snapshot(&vm.name, kept)));
+            points.sort_by_key(|point| point.lsn);
+        }
         let gaps = timeline.gaps().iter().filter(|gap| range.touches(gap)).map(gap_info).collect();
         Ok(ListPointsResponse { windows: newest(windows), points: newest(points), gaps: newest(gaps) })
     })
@@ -114,6 +128,17 @@ fn point(vm: &str, row: &BookmarkRow) -> Point {
         kind: "bookmark".into(),
         name: row.name.clone(),
         consistency: row.consistency.clone(),
+    }
+}
+
+fn snapshot(vm: &str, kept: &Kept) -> Point {
+    Point {
+        vm: vm.to_owned(),
+        lsn: kept.lsn.0,
+        time_us: kept.time_us,
+        kind: "snapshot".into(),
+        name: String::new(),
+        consistency: CRASH.into(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
 use tidemark_proto::v1::{Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
@@ -9,7 +10,8 @@ use tonic::Status;
 use super::{blocking, catalog, vm_named};
 use crate::clock::now_us;
 use crate::core::Core;
-use crate::fleet::{alarms, vm_info};
+use crate::fleet::{Vm, alarms, vm_info};
+use crate::recovery::rfc3339;
 use crate::transport::Peer;
 
 pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse, Status> {
@@ -25,7 +27,7 @@ pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
     let vms = describe(core).await?;
     let space = *core.space.borrow();
     Ok(StatusReply {
-        alarms: alarms(&vms, &space),
+        alarms: alarms(&vms, &space).into_iter().chain(core.retention.alarms()).collect(),
         vms,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         appliance_time_us: now_us(),
@@ -56,6 +58,21 @@ async fn shut_out(core: &Core, vm: VmId) -> Result<(), Status> {
     Ok(())
 }
 
+/// A retention lock stands against everybody, and so against removing its VM.
+fn refuse_locked(core: &Core, vm: &Vm) -> Result<(), Status> {
+    let Ok(journal) = vm.log.journal() else { return Ok(()) };
+    let now_us = core.retention.now().locks_us.max(journal.retention_clock());
+    let ends = |pin: &Pin| pin.until_us.filter(|until| pin.kind == PinKind::Lock && now_us < *until);
+    match journal.pins().iter().filter_map(ends).max() {
+        Some(until_us) => Err(Status::failed_precondition(format!(
+            "points of '{}' are locked until {}: nobody can remove it before",
+            vm.name,
+            rfc3339(until_us)
+        ))),
+        None => Ok(()),
+    }
+}
+
 pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
     let vm = vm_named(core, name)?;
     if core.leases.holds(vm.id) {
@@ -63,6 +80,7 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
             "a view of '{name}' is open: unmount or end it first"
         )));
     }
+    refuse_locked(core, &vm)?;
     shut_out(core, vm.id).await?;
     vm.close_session("the VM was removed", false);
     if let Some(session) = vm.session() {
@@ -82,6 +100,7 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
     shut_out(core, vm.id).await?;
     core.fleet.remove(vm.id);
     core.metrics.forget(name);
+    core.retention.soiled();
     core.audit(&caller.role.uri(), "remove VM", name, &vm.id.to_string()).await;
     tracing::info!(vm = name, "VM removed");
     blocking(move || {

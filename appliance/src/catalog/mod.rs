@@ -5,6 +5,7 @@
 mod audit;
 mod bookmarks;
 mod certificates;
+mod policies;
 mod pool;
 mod tokens;
 mod vms;
@@ -12,6 +13,7 @@ mod vms;
 pub use audit::AuditEntry;
 pub use bookmarks::BookmarkRow;
 pub use certificates::CertificateRow;
+pub use policies::{AssignmentRow, PolicyRow};
 pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
 pub use tokens::{TokenRow, TokenState};
 pub use vms::{HelloRecord, NewCertificate, VmRow};

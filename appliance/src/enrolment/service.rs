@@ -93,9 +93,9 @@ impl EnrolmentService {
             return Err(used_meanwhile());
         }
         let dir = core.data.journal(vm);
-        let name = token.vm_name.clone();
+        let (name, keeper) = (token.vm_name.clone(), core.retention.keeper());
         let log = tokio::task::spawn_blocking(move || {
-            let log = VmLog::open(vm, &dir);
+            let log = VmLog::open(vm, &dir, keeper);
             log.name_it(&name);
             log
         });

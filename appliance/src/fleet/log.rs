@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tidemark_journal::storage::OsStorage;
-use tidemark_journal::{DiskRecord, Journal, OpenError, Options, Position, SyncError};
+use tidemark_journal::view::BaseImages;
+use tidemark_journal::{DiskRecord, Journal, LiveImages, OpenError, Options, Position, SyncError};
 use tidemark_proto::ids::{DiskId, VmId};
 use tokio::sync::watch;
 
@@ -38,7 +39,11 @@ pub struct Durable {
 pub struct VmLog {
     vm: VmId,
     dir: PathBuf,
+    /// Reads what lies below the log.
+    images: Arc<dyn BaseImages>,
     slot: Mutex<Slot>,
+    /// What views of journals that were closed may still read.
+    past: Mutex<Vec<LiveImages>>,
     durable: watch::Sender<Durable>,
     /// In the committer's list of journals to sync.
     queued: AtomicBool,
@@ -58,8 +63,8 @@ impl VmLog {
     /// Opens the journal in `dir`, creating it when there is none. Blocks. A journal that cannot be opened is kept as
     /// down, so that one damaged VM does not stop the others.
     #[must_use]
-    pub fn open(vm: VmId, dir: &Path) -> Arc<Self> {
-        let slot = open_slot(vm, dir);
+    pub fn open(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>) -> Arc<Self> {
+        let slot = open_slot(vm, dir, &images);
         let position = match &slot {
             Slot::Open { journal, .. } => journal.durable(),
             Slot::Down(_) => Position::default(),
@@ -68,7 +73,9 @@ impl VmLog {
         Arc::new(Self {
             vm,
             dir: dir.to_path_buf(),
+            images,
             slot: Mutex::new(slot),
+            past: Mutex::default(),
             durable,
             queued: AtomicBool::new(false),
             maintaining: AtomicBool::new(false),
@@ -86,6 +93,12 @@ impl VmLog {
             Ok(Slot::Down(reason)) => Err(LogDown(reason.clone())),
             Err(_) => Err(LogDown("its state was lost: restart the appliance".into())),
         }
+    }
+
+    /// What views of earlier openings may still read of images.
+    #[must_use]
+    pub fn past_images(&self) -> Vec<LiveImages> {
+        self.past.lock().map(|past| past.clone()).unwrap_or_default()
     }
 
     /// The journal, for appending.
@@ -192,6 +205,10 @@ impl VmLog {
             Err(_) => return,
         };
         if let Slot::Open { journal, .. } = old {
+            if let Ok(mut past) = self.past.lock() {
+                past.retain(|live| !live.images().is_empty());
+                past.push(journal.live_images());
+            }
             let weak = Arc::downgrade(&journal);
             drop(journal);
             let deadline = Instant::now() + RELEASE_TIMEOUT;
@@ -199,7 +216,7 @@ impl VmLog {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let slot = open_slot(self.vm, &self.dir);
+        let slot = open_slot(self.vm, &self.dir, &self.images);
         if let Slot::Open { journal, .. } = &slot {
             let position = journal.durable();
             self.durable.send_replace(Durable { position, ..Durable::default() });
@@ -224,9 +241,12 @@ impl VmLog {
     }
 }
 
-fn open_slot(vm: VmId, dir: &Path) -> Slot {
+fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>) -> Slot {
     match open_journal(vm, dir) {
-        Ok((journal, damage)) => Slot::Open { journal: Arc::new(journal), damage },
+        Ok((journal, damage)) => {
+            journal.set_images(Arc::clone(images));
+            Slot::Open { journal: Arc::new(journal), damage }
+        }
         Err(error) => {
             tracing::error!(%vm, dir = %dir.display(), %error, "cannot open the journal");
             Slot::Down(format!("its journal cannot be opened: {error}"))

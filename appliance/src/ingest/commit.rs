@@ -1,5 +1,6 @@
 //! Group commit: all journals that took something are made durable together, on a short tick.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,12 +18,14 @@ pub struct Committer {
     dirty: Mutex<Vec<Arc<VmLog>>>,
     some: Notify,
     urgent: Notify,
+    queued: AtomicU64,
 }
 
 impl Committer {
     /// The journal has appended content to be made durable; `urgent` when someone waits for it.
     pub fn dirty(&self, log: &Arc<VmLog>, urgent: bool) {
         if log.queue() {
+            self.queued.fetch_add(1, Ordering::Relaxed);
             if let Ok(mut dirty) = self.dirty.lock() {
                 dirty.push(Arc::clone(log));
             }
@@ -31,6 +34,12 @@ impl Committer {
         if urgent {
             self.urgent.notify_one();
         }
+    }
+
+    /// How often a journal was queued since the start: grows as long as something is ingested.
+    #[must_use]
+    pub fn queued(&self) -> u64 {
+        self.queued.load(Ordering::Relaxed)
     }
 
     /// Commits until `stop`; what is queued by then is still made durable.

@@ -10,6 +10,7 @@ mod reader;
 mod service;
 mod session;
 
+pub(crate) use bookmarks::CRASH;
 pub use bookmarks::{rebuild_bookmarks, store_bookmark};
 pub use commit::Committer;
 pub use service::SplitterService;

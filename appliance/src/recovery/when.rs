@@ -108,6 +108,9 @@ fn refusal_text(refusal: &Refused) -> String {
             format!("no point exists there: it lies in a gap ({})", cause_text(cause))
         }
         RefusedCause::BeforeHistory => "no point exists there: it lies before the history".to_owned(),
+        RefusedCause::Folded => {
+            "no point exists there any more: only snapshots are kept of that time".to_owned()
+        }
         RefusedCause::AfterLatest => "no point exists there: it lies after the latest".to_owned(),
         _ => "no point exists there".to_owned(),
     };

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_proto::ids::DiskId;
 
 use super::history::DiffArguments;
+use super::retention::{HoldArguments, PolicyCommand};
 use crate::when::When;
 
 /// Recover any protected virtual machine to any write.
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Named recovery points
     #[command(subcommand, after_help = "Example: tidemark bookmark create before-upgrade --vm web-1")]
     Bookmark(BookmarkCommand),
+    /// What is kept how long
+    #[command(subcommand, after_help = "Example: tidemark policy apply -f policies.toml")]
+    Policy(PolicyCommand),
     /// Recovery points, the windows they lie in, and gaps
     #[command(subcommand, after_help = "Example: tidemark point list web-1 --from -2h")]
     Point(PointCommand),
@@ -201,7 +205,8 @@ impl ConsistencyLevel {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BookmarkCommand {
     /// Name the present moment; fails when the asked level was not achieved
-    #[command(after_help = "Example: tidemark bookmark create before-upgrade --vm web-1")]
+    #[command(after_help = "Examples:\n  tidemark bookmark create before-upgrade --vm web-1\n  \
+        tidemark bookmark create year-end --vm web-1 --hold-until 2030-01-01T00:00:00Z")]
     Create {
         /// Unique among the VM's bookmarks
         name: String,
@@ -214,6 +219,37 @@ pub(crate) enum BookmarkCommand {
         /// Accept a lower level than the one asked for
         #[arg(long)]
         allow_lower: bool,
+        #[command(flatten)]
+        keep: HoldArguments,
+    },
+    /// Keep a bookmark's point beyond the window
+    #[command(after_help = "Examples:\n  tidemark bookmark hold before-upgrade --vm web-1\n  \
+        tidemark bookmark hold audit --vm web-1 --lock-until 2030-01-01T00:00:00Z\n  \
+        tidemark bookmark holds --vm web-1")]
+    Hold {
+        /// The bookmark
+        name: String,
+        /// The virtual machine
+        #[arg(long, value_name = "VM")]
+        vm: String,
+        #[command(flatten)]
+        keep: HoldArguments,
+    },
+    /// Let retention have a held bookmark's point again; a lock cannot be released
+    #[command(after_help = "Example: tidemark bookmark release before-upgrade --vm web-1")]
+    Release {
+        /// The bookmark
+        name: String,
+        /// The virtual machine
+        #[arg(long, value_name = "VM")]
+        vm: String,
+    },
+    /// What keeps points of a VM beyond its window
+    #[command(after_help = "Example: tidemark bookmark holds --vm web-1")]
+    Holds {
+        /// The virtual machine
+        #[arg(long, value_name = "VM")]
+        vm: String,
     },
 }
 

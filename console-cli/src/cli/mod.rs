@@ -2,6 +2,7 @@
 
 mod arguments;
 mod history;
+mod retention;
 mod usage;
 
 pub(crate) use arguments::{
@@ -9,4 +10,5 @@ pub(crate) use arguments::{
     MountArguments, PointCommand, RecoverArguments, TokenCommand, VmCommand, VmState,
 };
 pub(crate) use history::DiffArguments;
+pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};
 pub(crate) use usage::{UsageError, one_line};

@@ -3,22 +3,100 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 use tidemark_proto::limits::NAME_MAX_CHARS;
-use tidemark_proto::v1::CreateBookmarkRequest;
+use tidemark_proto::v1::{
+    CreateBookmarkRequest, HoldBookmarkRequest, HoldInfo, ListHoldsRequest, ReleaseBookmarkRequest,
+};
 
-use crate::appliance::{Client, refused};
-use crate::cli::{BookmarkCommand, UsageError};
+use crate::appliance::{Client, RetentionClient, refused};
+use crate::cli::{BookmarkCommand, HoldArguments, UsageError};
 use crate::moment;
-use crate::output;
+use crate::output::{self, Table};
+use crate::when::When;
 
-pub(super) async fn run(mut client: Client, command: BookmarkCommand, json: bool) -> Result<()> {
-    let BookmarkCommand::Create { name, vm, consistency, allow_lower } = command;
+pub(super) async fn run(
+    client: Client,
+    mut retention: RetentionClient,
+    command: BookmarkCommand,
+    json: bool,
+) -> Result<()> {
+    match command {
+        BookmarkCommand::Create { name, vm, consistency, allow_lower, keep } => {
+            let held = keep.request(&vm, &name)?;
+            let request =
+                CreateBookmarkRequest { name, vm, consistency: consistency.word().to_owned(), allow_lower };
+            create(client, request, json).await?;
+            match held {
+                // What was printed says nothing of the hold, so its failure must not go unseen.
+                Some(held) => hold(&mut retention, held).await.map(|_| ()),
+                None => Ok(()),
+            }
+        }
+        BookmarkCommand::Hold { name, vm, keep } => {
+            let forever =
+                HoldBookmarkRequest { vm: vm.clone(), bookmark: name.clone(), until_us: 0, lock: false };
+            let request = keep.request(&vm, &name)?.unwrap_or(forever);
+            let held = hold(&mut retention, request).await?;
+            show_holds(&[held], json)
+        }
+        BookmarkCommand::Release { name, vm } => {
+            let request = ReleaseBookmarkRequest { vm: vm.clone(), bookmark: name.clone() };
+            retention.release_bookmark(request).await.map_err(|status| refused(&status))?;
+            if json {
+                output::json(&json!({ "vm": vm, "name": name }))
+            } else {
+                output::line(&format!("bookmark:{name} of {vm} is kept no longer than the policy says."))
+            }
+        }
+        BookmarkCommand::Holds { vm } => {
+            let reply = retention.list_holds(ListHoldsRequest { vm }).await;
+            show_holds(&reply.map_err(|status| refused(&status))?.into_inner().holds, json)
+        }
+    }
+}
+
+async fn hold(client: &mut RetentionClient, request: HoldBookmarkRequest) -> Result<HoldInfo> {
+    Ok(client.hold_bookmark(request).await.map_err(|status| refused(&status))?.into_inner())
+}
+
+impl HoldArguments {
+    /// What to ask for; `None` without any of the flags.
+    fn request(&self, vm: &str, name: &str) -> Result<Option<HoldBookmarkRequest>> {
+        let until = self.lock_until.as_ref().or(self.hold_until.as_ref());
+        let until_us = match until {
+            Some(When::Time(time)) => u64::try_from(time.as_microsecond()).unwrap_or(0),
+            Some(_) => bail!(UsageError("until when is a time: 2030-01-01T00:00:00Z".into())),
+            None if self.hold => 0,
+            None => return Ok(None),
+        };
+        let (vm, bookmark) = (vm.to_owned(), name.to_owned());
+        Ok(Some(HoldBookmarkRequest { vm, bookmark, until_us, lock: self.lock_until.is_some() }))
+    }
+}
+
+fn show_holds(holds: &[HoldInfo], json: bool) -> Result<()> {
+    if json {
+        let shown = holds.iter().map(|hold| {
+            json!({ "name": hold.name, "kind": hold.kind, "lsn": hold.lsn, "until": moment::json(hold.until_us) })
+        });
+        return output::json(&shown.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(["WHEN", "KIND", "POINT", "UNTIL"]);
+    for hold in holds {
+        let until =
+            if hold.until_us > 0 { moment::local(hold.until_us) } else { "it is released".to_owned() };
+        table.row([hold.name.clone(), hold.kind.clone(), format!("lsn:{}", hold.lsn), until]);
+    }
+    table.print()
+}
+
+async fn create(mut client: Client, request: CreateBookmarkRequest, json: bool) -> Result<()> {
+    let (name, requested, allow_lower) =
+        (request.name.clone(), request.consistency.clone(), request.allow_lower);
     if name.is_empty() || name.chars().count() > NAME_MAX_CHARS || name.chars().any(char::is_control) {
         bail!(UsageError(format!(
             "a bookmark's name has 1 to {NAME_MAX_CHARS} characters and no control characters"
         )));
     }
-    let requested = consistency.word();
-    let request = CreateBookmarkRequest { name, vm, consistency: requested.to_owned(), allow_lower };
     let reply = client.create_bookmark(request).await.map_err(|status| refused(&status))?.into_inner();
     if json {
         let points: Vec<_> = reply
@@ -44,7 +122,7 @@ pub(super) async fn run(mut client: Client, command: BookmarkCommand, json: bool
             ))?;
         }
     }
-    if reply.achieved != requested && !allow_lower && rank(&reply.achieved) < rank(requested) {
+    if reply.achieved != requested && !allow_lower && rank(&reply.achieved) < rank(&requested) {
         bail!(
             "the point is only {} consistent, not {requested}: accept that with --allow-lower",
             reply.achieved

@@ -7,6 +7,7 @@ mod export;
 mod journal;
 mod mount;
 mod point;
+mod policy;
 mod recover;
 mod status;
 mod token;
@@ -17,7 +18,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use tonic::transport::Channel;
 
-use crate::appliance::{Client, channel, console, history};
+use crate::appliance::{Client, channel, console, history, retention};
 use crate::cli::{Cli, Command};
 use crate::context::Context;
 use crate::renewal;
@@ -58,7 +59,8 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Token(command) => token::run(client, command, json).await,
         Command::Cert(command) => cert::run(client, command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,
-        Command::Bookmark(command) => bookmark::run(client, command, json).await,
+        Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,
+        Command::Policy(command) => policy::run(retention(channel), command, json).await,
         Command::Point(command) => point::run(client, command, json).await,
         Command::Recover(arguments) => recover::run(client, &arguments, json).await,
         Command::Export(arguments) => export::run(client, arguments, json).await,

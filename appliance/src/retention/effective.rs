@@ -1,0 +1,76 @@
+//! Which policy holds for a VM. The catalog says so; the VM's journal keeps a copy, which counts when the catalog was lost.
+
+use tidemark_journal::retention::{Policy, Schedule};
+use tidemark_proto::ids::VmId;
+
+use super::policies::{NamedPolicy, parse};
+use crate::catalog::{AssignmentRow, PolicyRow};
+use crate::fleet::Vm;
+
+/// The name of the policy of VMs that were given none.
+pub const DEFAULT_POLICY: &str = "default";
+
+/// The note under which a journal keeps its VM's policy.
+const POLICY_NOTE: &str = "retention.policy";
+
+const HOUR_US: u64 = 3600 * 1_000_000;
+
+/// The policy named default until an administrator defines another one of that name.
+fn built_in() -> NamedPolicy {
+    let policy = Policy {
+        window_us: 7 * 24 * HOUR_US,
+        window_min_us: 24 * HOUR_US,
+        window_bytes: None,
+        schedule: Schedule { hourly: 24, daily: 14, weekly: 8, monthly: 12, yearly: 0 },
+        lock_us: 0,
+    };
+    NamedPolicy { name: DEFAULT_POLICY.to_owned(), policy }
+}
+
+/// All policies by name, the built-in one among them unless it was redefined.
+#[must_use]
+pub fn assigned(rows: &[PolicyRow]) -> Vec<NamedPolicy> {
+    // What is stored was checked when it came in.
+    let mut all: Vec<NamedPolicy> = rows.iter().filter_map(|row| parse(&row.body).ok()).flatten().collect();
+    if !all.iter().any(|named| named.name == DEFAULT_POLICY) {
+        all.push(built_in());
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
+}
+
+/// The policy of a VM: as assigned, else as its journal says, else the default.
+#[must_use]
+pub fn effective(vm: &Vm, policies: &[NamedPolicy], assignments: &[AssignmentRow]) -> NamedPolicy {
+    let named = |name: &str| policies.iter().find(|named| named.name == name).cloned();
+    of_catalog(vm.id, assignments)
+        .and_then(named)
+        .or_else(|| noted(vm))
+        .or_else(|| named(DEFAULT_POLICY))
+        .unwrap_or_else(built_in)
+}
+
+fn of_catalog(vm: VmId, assignments: &[AssignmentRow]) -> Option<&str> {
+    assignments.iter().find(|row| row.is_of(vm)).map(|row| row.policy.as_str())
+}
+
+/// What the journal's note says.
+fn noted(vm: &Vm) -> Option<NamedPolicy> {
+    let note = vm.log.journal().ok()?.note(POLICY_NOTE)?;
+    parse(std::str::from_utf8(&note).ok()?).ok()?.into_iter().next()
+}
+
+/// Keeps the policy of a VM in its journal, if it was assigned one. Blocks.
+pub(super) fn note(vm: &Vm, named: &NamedPolicy, assignments: &[AssignmentRow]) {
+    if of_catalog(vm.id, assignments).is_none() {
+        return;
+    }
+    let body = named.to_toml();
+    let Ok(journal) = vm.log.writable() else { return };
+    if journal.note(POLICY_NOTE).as_deref() == Some(body.as_bytes()) {
+        return;
+    }
+    if let Err(error) = journal.put_note(POLICY_NOTE, body.as_bytes()) {
+        tracing::warn!(vm = vm.name, %error, "cannot keep the VM's policy in its journal");
+    }
+}

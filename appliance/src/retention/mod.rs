@@ -1,0 +1,16 @@
+//! Retention: which policy each VM has, the worker that folds and thins by it, and the collections of the chunk store.
+//!
+//! What is kept is decided in [`tidemark_journal::retention`]; here is when, at whose cost, and by which clock.
+
+mod clock;
+mod collect;
+mod effective;
+mod engine;
+mod pace;
+mod policies;
+
+pub use clock::{Jump, Now, RetentionClock, Tick};
+pub use collect::{CollectError, collect};
+pub use effective::{DEFAULT_POLICY, assigned, effective};
+pub use engine::{Ran, Retention};
+pub use policies::{InvalidPolicy, NamedPolicy, parse};
