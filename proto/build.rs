@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let files = [
         "schema/stream.proto",
+        "schema/compare.proto",
         "schema/enrolment.proto",
         "schema/console.proto",
         "schema/history.proto",

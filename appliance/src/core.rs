@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
@@ -39,6 +39,8 @@ pub struct Core {
     pub retention: Retention,
     /// Group commit.
     pub committer: Arc<Committer>,
+    /// Who may compare by hashes now: [`COMPARE_PARALLEL`](crate::ingest::COMPARE_PARALLEL).
+    pub compare_slots: Arc<Semaphore>,
     /// Prometheus metrics.
     pub metrics: Arc<Metrics>,
     /// Open views.

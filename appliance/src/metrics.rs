@@ -32,6 +32,10 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// Payload received from splitters.
     pub received_bytes: Family<VmLabel, Counter>,
+    /// Bytes of disks that splitters asked about by their hashes.
+    pub compared_bytes: Family<VmLabel, Counter>,
+    /// Of them, bytes that were known and not sent.
+    pub known_bytes: Family<VmLabel, Counter>,
     /// Frames received from splitters.
     pub received_frames: Family<VmLabel, Counter>,
     /// Bytes written to journals since they were opened.
@@ -105,6 +109,10 @@ impl Default for Metrics {
             "Frames received from splitters",
             received_frames.clone(),
         );
+        let compared_bytes = Family::default();
+        registry.register("ingest_compared_bytes", "Asked about by hashes", compared_bytes.clone());
+        let known_bytes = Family::default();
+        registry.register("ingest_known_bytes", "Asked about by hashes and known", known_bytes.clone());
         let written_bytes = Family::default();
         registry.register(
             "journal_written_bytes",
@@ -147,6 +155,8 @@ impl Default for Metrics {
             registry: Mutex::new(registry),
             received_bytes,
             received_frames,
+            compared_bytes,
+            known_bytes,
             written_bytes,
             durable_lag,
             undurable_bytes,
@@ -192,6 +202,8 @@ impl Metrics {
         self.received_bytes.remove(&label);
         self.received_frames.remove(&label);
         self.folded_bytes.remove(&label);
+        self.compared_bytes.remove(&label);
+        self.known_bytes.remove(&label);
         for gauge in
             [&self.written_bytes, &self.durable_lag, &self.undurable_bytes, &self.open_gaps, &self.snapshots]
         {

@@ -14,7 +14,7 @@ use tidemark_proto::v1::enrolment_server::EnrolmentServer;
 use tidemark_proto::v1::history_server::HistoryServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -29,7 +29,7 @@ use crate::enrolment::{self, EnrolmentService};
 use crate::export::Exports;
 use crate::fleet::{Fleet, Vm, VmLog};
 use crate::images::Images;
-use crate::ingest::{Committer, SplitterService, rebuild_bookmarks};
+use crate::ingest::{COMPARE_PARALLEL, Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
@@ -119,6 +119,7 @@ impl Appliance {
             images,
             retention,
             committer: Arc::new(Committer::default()),
+            compare_slots: Arc::new(Semaphore::new(COMPARE_PARALLEL)),
             metrics,
             leases: Arc::new(Leases::default()),
             space,

@@ -7,6 +7,8 @@
 pub mod chain;
 pub mod ids;
 pub mod limits;
+#[cfg(feature = "messages")]
+pub mod pieces;
 pub mod tls;
 pub mod token;
 pub mod version;

@@ -25,6 +25,23 @@ pub const CHECKSUM_PIECE_BYTES: usize = 4096;
 /// at a commit every 50 ms with room; beyond it the splitter waits and its ring holds the rest.
 pub const WINDOW_BYTES: u64 = 32 << 20;
 
+/// Bytes of a piece of a disk that one hash stands for at most, and to whose multiples pieces are cut: the journal's
+/// chunk. Of pieces that read as zeroes one may be as long as a whole question.
+pub const PIECE_BYTES: u64 = 64 << 10;
+
+/// Bytes of a piece where the larger one is not known: the smallest that guests usually write.
+pub const PIECE_FINE_BYTES: u64 = 4096;
+
+/// Bytes that one question covers at most: what an answer may make the appliance read. Beyond it the stream ends.
+pub const QUESTION_MAX_BYTES: u64 = 1 << 20;
+
+/// Pieces of one question at most: [`QUESTION_MAX_BYTES`] in fine ones. Beyond it the stream ends.
+pub const QUESTION_MAX_PIECES: usize = 256;
+
+/// Questions without an answer at most: 64 MiB of a disk in the largest, 1.2 GB/s at a round trip of 50 ms. The splitter
+/// waits with the next; the appliance ends a stream that asks more.
+pub const QUESTIONS_MAX: usize = 64;
+
 /// Milliseconds between heartbeats: a fifth of the RPO goal of one second.
 pub const HEARTBEAT_MS: u32 = 200;
 

@@ -4,8 +4,10 @@ use thiserror::Error;
 
 /// Oldest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
-/// Newest protocol version this build speaks. 1: the first release.
-pub const PROTOCOL_MAX: u32 = 1;
+/// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`).
+pub const PROTOCOL_MAX: u32 = 2;
+/// The first version in which pieces are asked about by their hashes.
+pub const HASHES_FIRST: u32 = 2;
 
 /// The peers share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -38,14 +40,14 @@ mod tests {
     #[test]
     fn the_newest_common_version_is_taken() {
         assert_eq!(negotiate(1, 1), Ok(1));
-        assert_eq!(negotiate(1, 9), Ok(1));
+        assert_eq!(negotiate(1, 9), Ok(PROTOCOL_MAX));
         assert_eq!(negotiate(0, 1), Ok(1));
     }
 
     #[test]
     fn disjoint_or_empty_ranges_are_refused_with_both_ranges_named() {
-        let error = negotiate(2, 3).unwrap_err();
-        assert!(error.to_string().contains("2 to 3") && error.to_string().contains("upgrade"), "{error}");
+        let error = negotiate(3, 4).unwrap_err();
+        assert!(error.to_string().contains("3 to 4") && error.to_string().contains("upgrade"), "{error}");
         assert!(negotiate(0, 0).is_err());
         assert!(negotiate(1, 0).is_err());
     }

@@ -104,10 +104,16 @@ pub struct DiskStatus {
     pub path: PathBuf,
     /// `async`: synchronous mode needs the gate.
     pub mode: String,
-    /// `initial-sync`, `protected`, `dirty-only`, `resync`, or `waiting` before the first session.
+    /// `initial-sync`, `protected`, `dirty-only`, `resync`, `verify`, or `waiting` before the first session.
     pub state: String,
     /// Bytes that must be read again.
     pub dirty_bytes: u64,
+    /// Bytes read, and sent or known to the appliance, under the present gap.
+    #[serde(default)]
+    pub copied_bytes: u64,
+    /// Of them, bytes that travelled.
+    #[serde(default)]
+    pub sent_bytes: u64,
 }
 
 /// The running splitter cannot be asked.

@@ -6,6 +6,7 @@
 //! * [`faults`]: splitters that lie, for negative controls.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
+//! * [`meter`]: a relay that counts what passes.
 //! * [`process`]: programs under test.
 //! * [`site`]: a whole installation on this machine.
 //! * [`oracle`]: random points of an installation, judged.
@@ -19,6 +20,7 @@ pub mod faults;
 pub mod guest;
 pub mod house;
 pub mod leftovers;
+pub mod meter;
 pub mod oracle;
 pub mod postgres;
 pub mod process;

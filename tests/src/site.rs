@@ -197,9 +197,18 @@ impl Site {
     /// # Errors
     /// When enrolment fails or the splitter does not start.
     pub fn add_splitter(&mut self, vm: &str, run_arguments: &[&str]) -> Result<usize> {
+        let address = self.address.clone();
+        self.add_splitter_at(vm, &address, run_arguments)
+    }
+
+    /// As [`Site::add_splitter`], where the splitter reaches the appliance at another address.
+    ///
+    /// # Errors
+    /// As [`Site::add_splitter`].
+    pub fn add_splitter_at(&mut self, vm: &str, address: &str, run_arguments: &[&str]) -> Result<usize> {
         let token = self.token(vm, &[])?;
         let mut splitter = Splitter::new(vm, &self.path, self.pins(), run_arguments);
-        splitter.enrol(&self.address, &token)?;
+        splitter.enrol(address, &token)?;
         splitter.start()?;
         self.splitters.push(splitter);
         Ok(self.splitters.len() - 1)

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Progress;
 use crate::clock::now_us;
 
 /// What others may ask of a live session.
@@ -68,6 +69,17 @@ pub struct Live {
     pub heartbeat: Option<v1::Heartbeat>,
     /// When it came in.
     pub heartbeat_at: Option<Instant>,
+    /// How copies advance.
+    pub progress: Progress,
     /// Why the last session ended, for people.
     pub last_end: Option<String>,
+}
+
+impl Live {
+    /// Takes the newest heartbeat.
+    pub(crate) fn beat(&mut self, heartbeat: v1::Heartbeat, at: Instant) {
+        self.progress.follow(&heartbeat, at);
+        self.heartbeat = Some(heartbeat);
+        self.heartbeat_at = Some(at);
+    }
 }

@@ -2,10 +2,12 @@
 
 mod live;
 mod log;
+mod progress;
 mod status;
 mod vm;
 
 pub use live::{Command, Live, MarkerAsk, SessionHandle};
 pub use log::{Durable, LogDown, VmLog};
+pub use progress::Progress;
 pub use status::{alarms, vm_info};
 pub use vm::{Fleet, MarkerOutcome, Vm};

@@ -92,6 +92,12 @@ fn state(
     if let Some(gap) = open.iter().find(|gap| gap.cause == GapCause::InitialCopy as u32) {
         return ("initial-sync", format!("first copy of {} is running", disk_list(gap)));
     }
+    if let Some(gap) = open.first().filter(|_| reports(DiskState::Verify)) {
+        return (
+            "verify",
+            format!("{} is compared by hashes after: {}", disk_list(gap), cause_text(gap.cause)),
+        );
+    }
     if let Some(gap) = open.first() {
         return ("resync", format!("{} is read again after: {}", disk_list(gap), cause_text(gap.cause)));
     }
@@ -114,6 +120,7 @@ fn disk_info(disk: &tidemark_journal::DiskRecord, open: &[&Gap], live: &Live) ->
         (_, false) => "disconnected",
         (_, true) if reported == DiskState::DirtyOnly => "dirty-only",
         (Some(gap), true) if gap.cause == GapCause::InitialCopy as u32 => "initial-sync",
+        (Some(_), true) if reported == DiskState::Verify => "verify",
         (Some(_), true) => "resync",
         (None, true) if report.is_some() => "protected",
         (None, true) => "unprotected",
@@ -126,6 +133,8 @@ fn disk_info(disk: &tidemark_journal::DiskRecord, open: &[&Gap], live: &Live) ->
         state: state.into(),
         dirty_bytes: report.map_or(0, |status| status.dirty_bytes),
         copied_bytes: report.map_or(0, |status| status.copied_bytes),
+        sent_bytes: report.map_or(0, |status| status.sent_bytes),
+        left_ms: report.zip(live.heartbeat_at).and_then(|(status, at)| live.progress.left_ms(status, at)),
     }
 }
 
@@ -155,7 +164,7 @@ pub fn alarms(vms: &[VmInfo], space: &Space) -> Vec<Alarm> {
         match vm.state.as_str() {
             "quarantined" | "error" => alarms.push(alarm(&vm.name, "critical", vm.reason.clone())),
             "disconnected" => alarms.push(alarm(&vm.name, "warning", vm.reason.clone())),
-            "dirty-only" | "resync" => {
+            "dirty-only" | "resync" | "verify" => {
                 alarms.push(alarm(&vm.name, "warning", format!("a gap is open: {}", vm.reason)));
             }
             _ => {}

@@ -8,9 +8,11 @@ use std::time::Duration;
 use tidemark_journal::{DiskRecord, Journal, Position};
 use tidemark_proto::ids::{CaptureId, DiskId};
 use tidemark_proto::limits::{DISKS_MAX, HEARTBEAT_MS, SECTOR_BYTES, TEXT_MAX_BYTES, WINDOW_BYTES};
+use tidemark_proto::pieces::HashKey;
 use tidemark_proto::v1::{Disk, Hello, Platform, StreamPosition, Welcome};
 use tidemark_proto::version;
 
+use super::compare;
 use crate::catalog::{HelloRecord, VmRow, hashes_equal, secret_hash};
 use crate::clock::now_us;
 use crate::core::Core;
@@ -43,6 +45,8 @@ pub(super) struct Admitted {
     pub(super) last_time_us: u64,
     pub(super) welcome: Welcome,
     pub(super) pending_nonce_hash: String,
+    /// Of the session's questions; `None` when its version knows none.
+    pub(super) hash_key: Option<HashKey>,
 }
 
 /// Judges a hello. The caller holds the VM's admission lock.
@@ -83,6 +87,7 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         .collect();
     open_gap_disks.sort_unstable();
     open_gap_disks.dedup();
+    let hash_key = (protocol >= version::HASHES_FIRST).then(|| HashKey(rand::random()));
     let welcome = Welcome {
         protocol,
         next_nonce: nonce.to_vec().into(),
@@ -95,8 +100,11 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         vm_name: vm.name.clone(),
         open_gap_disks,
         clean_lsn: timeline.horizon().map_or(0, |horizon| horizon.lsn.0),
+        hash_key: hash_key.map(|key| key.0.to_vec()).unwrap_or_default().into(),
+        comparable_disks: compare::comparable_disks(&timeline),
+        verify_disks: compare::verify_disks(&timeline),
     };
-    Ok(Admitted { journal, capture_id, last_time_us, welcome, pending_nonce_hash })
+    Ok(Admitted { journal, capture_id, last_time_us, welcome, pending_nonce_hash, hash_key })
 }
 
 fn later(error: impl std::fmt::Display) -> Refusal {

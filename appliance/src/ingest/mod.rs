@@ -3,6 +3,7 @@
 mod appender;
 mod bookmarks;
 mod commit;
+mod compare;
 mod entries;
 mod guest_clock;
 mod hello;
@@ -20,3 +21,7 @@ pub const COMMIT_TICK_MS: u64 = 10;
 
 /// Journals synced at the same time at most: enough to keep an NVMe queue busy, few enough to leave threads to others.
 pub const COMMIT_PARALLEL: usize = 8;
+
+/// VMs whose questions by hashes are answered at the same time at most: comparing takes a processor each and must leave
+/// some to ingest. Others wait, and with them only their own copies.
+pub const COMPARE_PARALLEL: usize = 2;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tidemark_proto::limits::{MESSAGE_MAX_BYTES, WINDOW_BYTES};
 use tidemark_proto::v1::{
-    ApplianceMessage, Frame, MarkerFailed, Pong, SplitterMessage, appliance_message, frame, splitter_message,
+    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Pong, SplitterMessage, appliance_message, frame,
+    splitter_message,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Code, Status, Streaming};
@@ -32,6 +33,7 @@ pub(super) enum Inbound {
     Frame(Frame, OwnedSemaphorePermit),
     NonceSaved,
     MarkerFailed(MarkerFailed),
+    Question(HashQuestion, OwnedSemaphorePermit),
     /// The splitter broke a rule of the protocol.
     Broken(String),
     /// The connection is gone.
@@ -94,6 +96,12 @@ async fn read(
                 let _ = outbound.try_send(Ok(ApplianceMessage { body }));
                 continue;
             }
+            Some(splitter_message::Body::HashQuestion(question)) => {
+                let units =
+                    u32::try_from(question_bytes(&question).div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+                let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
+                Inbound::Question(question, permit)
+            }
             Some(splitter_message::Body::NonceSaved(_)) => Inbound::NonceSaved,
             Some(splitter_message::Body::MarkerFailed(failed)) => Inbound::MarkerFailed(failed),
             Some(splitter_message::Body::Hello(_)) => Inbound::Broken("a second Hello".into()),
@@ -135,4 +143,11 @@ fn bytes(frame: &Frame) -> usize {
     };
     let table = entries.saturating_mul(64);
     payload.saturating_add(table).saturating_add(FRAME_OVERHEAD_BYTES).min(MESSAGE_MAX_BYTES)
+}
+
+/// The same for a question.
+fn question_bytes(question: &HashQuestion) -> usize {
+    let numbers = question.start_sectors.len().saturating_mul(8);
+    let lengths = question.sectors.len().saturating_mul(4);
+    question.hashes.len().saturating_add(numbers).saturating_add(lengths).min(MESSAGE_MAX_BYTES)
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::appender::{Appended, Appender, MarkerPlaced, Resized, Stop};
+use super::compare::{Answered, Questions};
 use super::hello::{self, Refusal};
 use super::reader::{self, Inbound};
 use super::store_bookmark;
@@ -138,10 +139,12 @@ async fn begin<'a>(
         outbound,
         commands,
         durable: vm.log.watch(),
+        questions: Questions::new(Arc::clone(&admitted.journal), admitted.hash_key),
         appender: Some(Appender::new(admitted.journal, admitted.capture_id, admitted.last_time_us)),
         appending: None,
         queue: VecDeque::new(),
         pending_nonce_hash: Some(admitted.pending_nonce_hash),
+        received_seq: appended_seq,
         appended_seq,
         acked_seq: appended_seq,
         markers: VecDeque::new(),
@@ -237,8 +240,10 @@ struct Session<'a> {
     appender: Option<Appender>,
     appending: Option<JoinHandle<Batch>>,
     queue: VecDeque<(Frame, OwnedSemaphorePermit)>,
+    questions: Questions,
     /// Present until the splitter has saved its new nonce; no frame is taken before.
     pending_nonce_hash: Option<String>,
+    received_seq: u64,
     appended_seq: u64,
     acked_seq: u64,
     /// Appended, not yet durable.
@@ -260,6 +265,7 @@ impl Session<'_> {
         let mut left = false;
         loop {
             self.start_append();
+            self.questions.start(self.appended_seq, &self.core.compare_slots);
             if left
                 && self.queue.is_empty()
                 && self.appending.is_none()
@@ -278,6 +284,7 @@ impl Session<'_> {
                     false => Ok(()),
                 },
                 batch = joined(&mut self.appending) => self.appended(batch),
+                answered = self.questions.answered() => self.answered(answered).await,
                 message = received.recv(), if !left => match message {
                     Some(Inbound::Closed) | None => { left = true; Ok(()) }
                     Some(message) => self.received(message).await,
@@ -297,6 +304,7 @@ impl Session<'_> {
             self.core.committer.dirty(&self.vm.log, false);
         }
         self.appender = None;
+        self.questions.stop();
     }
 
     fn start_append(&mut self) {
@@ -333,15 +341,24 @@ impl Session<'_> {
         metrics.received_bytes.get_or_create(&self.label).inc_by(batch.appended.payload_bytes);
         metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
         if let Some(heartbeat) = batch.appended.heartbeat {
-            self.vm.update_live(|live| {
-                live.heartbeat = Some(heartbeat);
-                live.heartbeat_at = Some(tokio::time::Instant::now());
-            });
+            self.vm.update_live(|live| live.beat(heartbeat, tokio::time::Instant::now()));
         }
         self.markers.extend(batch.appended.markers);
         self.resizes.extend(batch.appended.resizes);
         batch.outcome?;
         self.appender = Some(batch.appender);
+        Ok(())
+    }
+
+    async fn answered(&mut self, answered: Answered) -> Result<(), End> {
+        let metrics = &self.core.metrics;
+        metrics.compared_bytes.get_or_create(&self.label).inc_by(answered.asked_bytes);
+        metrics.known_bytes.get_or_create(&self.label).inc_by(answered.known_bytes);
+        for answer in answered.answers {
+            if !send(self.outbound, appliance_message::Body::HashAnswer(answer)).await {
+                return Err(End::Left("the splitter takes no more answers".into()));
+            }
+        }
         Ok(())
     }
 
@@ -383,8 +400,15 @@ impl Session<'_> {
                 if self.pending_nonce_hash.is_some() {
                     return Err(End::Broken("a frame came before NonceSaved".into()));
                 }
+                self.received_seq = frame.seq;
                 self.queue.push_back((frame, permit));
                 Ok(())
+            }
+            Inbound::Question(question, permit) => {
+                if self.pending_nonce_hash.is_some() {
+                    return Err(End::Broken("a question came before NonceSaved".into()));
+                }
+                self.questions.ask(question, self.received_seq, permit).map_err(End::Broken)
             }
             Inbound::NonceSaved => {
                 if let Some(hash) = self.pending_nonce_hash.take() {

@@ -21,6 +21,8 @@ pub(crate) struct Guest {
     pub(crate) certificate: String,
     pub(crate) key: String,
     pub(crate) nonce: Vec<u8>,
+    /// The newest protocol that it speaks.
+    pub(crate) protocol_max: u32,
     pub(crate) platform: Platform,
     pub(crate) capture_id: [u8; 16],
     pub(crate) disks: Vec<Disk>,
@@ -52,6 +54,7 @@ impl Guest {
             certificate: enrolled.certificate_pem,
             key,
             nonce: Vec::new(),
+            protocol_max: 1,
             platform: Platform {
                 dmi_uuid: "dmi".into(),
                 machine_id: "machine".into(),
@@ -73,7 +76,7 @@ impl Guest {
     pub(crate) fn hello(&self) -> Hello {
         Hello {
             protocol_min: 1,
-            protocol_max: 1,
+            protocol_max: self.protocol_max,
             software: "test".into(),
             nonce: self.nonce.clone().into(),
             platform: Some(self.platform.clone()),
@@ -202,7 +205,11 @@ impl Guest {
     }
 
     pub(crate) fn heartbeat(&mut self) -> Frame {
-        let status = tidemark_proto::v1::DiskStatus { disk_id: 1, state: 2, dirty_bytes: 0, copied_bytes: 0 };
+        let status = tidemark_proto::v1::DiskStatus {
+            disk_id: 1,
+            state: 2,
+            ..tidemark_proto::v1::DiskStatus::default()
+        };
         let heartbeat = Heartbeat {
             lsn: self.lsn,
             boottime_us: now_us(),

@@ -40,8 +40,7 @@ fn show(reply: StatusReply) -> Result<()> {
     }
     let mut table = Table::new(["VM", "STATE", "NOW", "STILL TO READ", "LATEST POINT", ""]);
     for vm in reply.vms {
-        let dirty = vm.disks.iter().map(|disk| disk.dirty_bytes).fold(0, u64::saturating_add);
-        let to_read = if dirty > 0 { size::show(dirty) } else { "-".to_owned() };
+        let to_read = vm::to_read(&vm.disks);
         let now = format!("would lose {}", vm::would_lose(&vm));
         let latest = if vm.latest_lsn > 0 { format!("lsn:{}", vm.latest_lsn) } else { "none yet".to_owned() };
         table.row([vm.name, vm.state, now, to_read, latest, vm.reason]);

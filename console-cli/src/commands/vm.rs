@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use tidemark_proto::v1::{ListVmsRequest, RemoveVmRequest, VmInfo};
+use tidemark_proto::v1::{ListVmsRequest, RemoveVmRequest, VmDisk, VmInfo};
 
 use crate::appliance::{Client, refused};
 use crate::cli::{VmCommand, VmState};
@@ -65,6 +65,7 @@ pub(super) fn to_json(vm: &VmInfo) -> Value {
             json!({
                 "id": disk.id, "path": disk.path, "size_bytes": disk.size_bytes, "identity": disk.identity,
                 "state": disk.state, "dirty_bytes": disk.dirty_bytes, "copied_bytes": disk.copied_bytes,
+                "sent_bytes": disk.sent_bytes, "left_ms": disk.left_ms,
             })
         })
         .collect();
@@ -82,6 +83,17 @@ pub(super) fn would_lose(vm: &VmInfo) -> String {
         || "everything".to_owned(),
         |rpo_ms| format!("{} / {}", moment::length(rpo_ms), size::show(vm.lag_bytes)),
     )
+}
+
+/// "12.3 MB, 4.0 s" while something is read, else "-": the time of the disk that takes longest.
+pub(super) fn to_read(disks: &[VmDisk]) -> String {
+    let bytes = disks.iter().map(|disk| disk.dirty_bytes).fold(0, u64::saturating_add);
+    let left_ms = disks.iter().filter_map(|disk| disk.left_ms).max();
+    match (bytes, left_ms) {
+        (0, _) => "-".to_owned(),
+        (bytes, None) => size::show(bytes),
+        (bytes, Some(left_ms)) => format!("{}, {}", size::show(bytes), moment::length(left_ms)),
+    }
 }
 
 async fn list(client: &mut Client, name: &str) -> Result<Vec<VmInfo>> {
@@ -117,15 +129,17 @@ fn show(vm: &VmInfo) -> Result<()> {
         size::show(vm.payload_bytes)
     ));
     output::line(&lines.join("\n"))?;
-    let mut table = Table::new(["DISK", "PATH", "SIZE", "STATE", "STILL TO READ"]);
+    let mut table = Table::new(["DISK", "PATH", "SIZE", "STATE", "STILL TO READ", "SENT"]);
     for disk in &vm.disks {
-        let to_read = if disk.dirty_bytes > 0 { size::show(disk.dirty_bytes) } else { "-".to_owned() };
+        let to_read = to_read(std::slice::from_ref(disk));
+        let sent = if disk.dirty_bytes > 0 { size::show(disk.sent_bytes) } else { "-".to_owned() };
         table.row([
             disk.id.clone(),
             disk.path.clone(),
             size::show(disk.size_bytes),
             disk.state.clone(),
             to_read,
+            sent,
         ]);
     }
     if table.is_empty() { Ok(()) } else { table.print() }

@@ -2,6 +2,7 @@
 //! `manifest`, the rest. `merging` and `sealing` are held for long, `syncing` only as long as a commit takes.
 
 mod append;
+mod below;
 mod fold;
 mod kept;
 mod merge;

@@ -155,6 +155,11 @@ impl Stream {
         self.push(0, |_| Content::Base { line, entries, payload })
     }
 
+    /// Base blocks with a content of the caller's.
+    pub fn base_of(&mut self, line: u64, entries: Vec<Entry>, payload: Vec<u8>) -> Owned {
+        self.push(0, |_| Content::Base { line, entries, payload })
+    }
+
     pub fn line_start(&mut self, disks: &[u32], back: u64) -> Owned {
         let disks = disks.iter().copied().map(DiskId).collect();
         self.push(1, |lsn| Content::LineStart { lsn, gap_from: lsn.saturating_sub(back).max(1), disks })

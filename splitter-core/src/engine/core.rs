@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, VecDeque};
 
 use thiserror::Error;
 use tidemark_proto::ids::CaptureId;
-use tidemark_proto::v1::{DiskStatus, Frame, GapCause, Heartbeat, Marker, StreamPosition, frame::Body};
+use tidemark_proto::pieces::HashKey;
+use tidemark_proto::v1::{
+    DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, Marker, StreamPosition, frame::Body,
+};
 
 use super::barrier::{Barrier, BarrierKind, MarkerRequest};
 use super::batch::Batch;
 use super::clock::ClockEstimate;
-use super::copy::Copy;
+use super::copy::{Copy, PieceBytes};
 use super::disk::{Disk, DiskReport};
 use super::inflight::InFlight;
 use super::limits::{MARKERS_WAITING_MAX, STEP_UNITS_MAX, STUCK_RING_PART};
@@ -151,6 +154,11 @@ pub struct Engine {
     pub(super) inflight: InFlight,
     pub(super) disks: BTreeMap<Slot, Disk>,
     pub(super) copy: Copy,
+    /// Questions to send, each behind the frame with this number.
+    pub(super) questions: VecDeque<(u64, HashQuestion)>,
+    /// The session's key for hashes; `None` when the appliance answers no questions.
+    pub(super) hash_key: Option<HashKey>,
+    pub(super) piece_bytes: PieceBytes,
     pub(super) next_disk: Slot,
     pub(super) barriers: VecDeque<Barrier>,
     pub(super) heartbeat_us: u64,
@@ -381,6 +389,7 @@ impl Engine {
                 state: disk.state.into(),
                 dirty_bytes: disk.dirty_bytes,
                 copied_bytes: disk.copied_bytes,
+                sent_bytes: disk.sent_bytes,
             })
             .collect();
         let body = Heartbeat {
@@ -435,9 +444,10 @@ impl Engine {
             .map(|(slot, disk)| DiskReport {
                 id: disk.id,
                 slot: *slot,
-                state: disk.state(status.mode == Mode::DirtyOnly),
+                state: disk.state(status.mode == Mode::DirtyOnly, self.hash_key.is_some()),
                 dirty_bytes: kernel.dirty.pending_blocks(*slot).saturating_mul(BLOCK_BYTES),
                 copied_bytes: disk.copied_bytes,
+                sent_bytes: disk.sent_bytes,
                 read_errors: disk.read_errors,
             })
             .collect();
@@ -461,6 +471,7 @@ impl Engine {
         self.inflight.clear();
         self.barriers.clear();
         self.copy = Copy::default();
+        self.questions.clear();
         self.witness_seq = None;
     }
 }

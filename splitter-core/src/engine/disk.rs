@@ -3,6 +3,7 @@
 use tidemark_proto::ids::DiskId;
 use tidemark_proto::v1::{DiskState, GapCause};
 
+use super::asking::Asking;
 use crate::capture::Slot;
 
 /// A disk as the driver introduces it.
@@ -33,6 +34,8 @@ pub struct DiskReport {
     pub dirty_bytes: u64,
     /// Bytes copied under the present gap.
     pub copied_bytes: u64,
+    /// Of them, bytes that travelled: the rest was known to the appliance or read as zeroes.
+    pub sent_bytes: u64,
     /// Reads that failed since the gap opened.
     pub read_errors: u64,
 }
@@ -49,6 +52,11 @@ pub(super) struct Disk {
     pub(super) gap_from: Option<u64>,
     /// The gap is that of an initial copy.
     pub(super) initial: bool,
+    /// The gap began with every block in doubt.
+    pub(super) whole: bool,
+    /// The journal has content of this disk to compare with.
+    pub(super) comparable: bool,
+    pub(super) asking: Asking,
     /// Something became pending that must lie above writes newer than `line`.
     pub(super) stale_line: bool,
     /// The next line must not begin before the ring is read up to here: the miss was found by other means than the
@@ -60,6 +68,7 @@ pub(super) struct Disk {
     pub(super) cursor: u64,
     pub(super) retry_at_us: u64,
     pub(super) copied_bytes: u64,
+    pub(super) sent_bytes: u64,
     pub(super) read_errors: u64,
 }
 
@@ -72,21 +81,27 @@ impl Disk {
             line_at_us: 0,
             gap_from: None,
             initial: false,
+            whole: false,
+            comparable: false,
+            asking: Asking::default(),
             stale_line: false,
             line_after: 0,
             end_at: None,
             cursor: 0,
             retry_at_us: 0,
             copied_bytes: 0,
+            sent_bytes: 0,
             read_errors: 0,
         }
     }
 
-    pub(super) fn state(&self, dirty_only: bool) -> DiskState {
+    /// Its state; `hashes_first` when the appliance answers questions.
+    pub(super) fn state(&self, dirty_only: bool, hashes_first: bool) -> DiskState {
         match (self.gap_from, dirty_only) {
             (_, true) => DiskState::DirtyOnly,
             (None, false) => DiskState::Protected,
             (Some(_), false) if self.initial => DiskState::InitialSync,
+            (Some(_), false) if self.whole && self.comparable && hashes_first => DiskState::Verify,
             (Some(_), false) => DiskState::Resync,
         }
     }

@@ -14,6 +14,20 @@ pub const READ_MAX_BYTES: u64 = 1 << 20;
 /// captured writes always find room. Beyond it no further read starts.
 pub const COPY_OUTSTANDING_MAX_BYTES: u64 = 8 << 20;
 
+/// Score (of [`ASKING_SURE`]) from which on ranges are asked about before they are sent. Below it asking costs more reads
+/// and round trips than it saves bytes.
+pub const ASKING_FROM: u32 = 64;
+
+/// The score at which everything asked about was known.
+pub const ASKING_SURE: u32 = 256;
+
+/// Below [`ASKING_FROM`] one read in this many asks all the same, to notice when it pays again.
+pub const ASKING_PROBE: u32 = 16;
+
+/// Ranges that were asked about and not known, waiting to be read for sending, at most. Further ones are found again by
+/// the search for pending blocks.
+pub const REREADS_MAX: usize = 1024;
+
 /// Ring fill (in parts of 256) above which no read of initial copy or resync starts: captured writes go first.
 pub const COPY_RING_FILL_MAX: u64 = 64;
 

@@ -69,11 +69,19 @@ impl Engine {
         for slot in slots {
             let Some(disk) = self.disks.get_mut(slot) else { continue };
             disk_ids.push(disk.id.0);
-            dirty_bytes = dirty_bytes.saturating_add(dirty.pending_blocks(*slot).saturating_mul(BLOCK_BYTES));
+            let pending = dirty.pending_blocks(*slot);
+            dirty_bytes = dirty_bytes.saturating_add(pending.saturating_mul(BLOCK_BYTES));
             if disk.gap_from.is_none() {
                 disk.copied_bytes = 0;
+                disk.sent_bytes = 0;
+                disk.whole = false;
+                disk.asking.doubt();
                 disk.read_errors = 0;
                 disk.initial = cause == GapCause::InitialCopy;
+            }
+            if pending > 0 && pending == dirty.blocks(*slot) {
+                disk.whole = true;
+                disk.asking.hope();
             }
             disk.gap_from = Some(disk.gap_from.map_or(gap_from, |open| open.min(gap_from)));
             disk.line = lsn;
@@ -259,6 +267,7 @@ impl Engine {
             let Some(disk) = self.disks.get_mut(&slot) else { continue };
             disk.gap_from = None;
             disk.initial = false;
+            disk.comparable = true;
             disk.end_at = None;
             disk.stale_line = false;
             disk_ids.push(disk.id.0);

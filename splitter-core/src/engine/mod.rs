@@ -7,15 +7,18 @@
 //! - `inflight`: which requests are between issue and completion, and where they overlap.
 //! - `window`: frames sent and not acknowledged, with the positions a resumed stream starts from.
 //! - `copy`: initial copy and resync: what is being read, what awaits its acknowledgement.
+//! - `asking`: whether hashes go first; `compare`: questions and what becomes of their answers.
 //! - `disk`: per disk, its line and its gap.
 //! - `barrier`: heartbeats and markers waiting for their place in the ring.
 //! - `apply`: units of the ring; `lines`: misses, lines and generations; `reads`: what is read next; `resume`: hello
 //!   and welcome.
 
 mod apply;
+mod asking;
 mod barrier;
 mod batch;
 mod clock;
+mod compare;
 mod copy;
 mod core;
 mod disk;
@@ -32,7 +35,7 @@ mod simulation;
 
 pub use barrier::MarkerRequest;
 pub use clock::{ClockEstimate, ClockFilter};
-pub use copy::ReadRequest;
+pub use copy::{Hashing, ReadContent, ReadRequest};
 pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport};
 pub use disk::{DiskConfig, DiskReport};
 pub use limits::*;

@@ -1,8 +1,9 @@
 //! Which range is read next, and what becomes of what was read.
 
+use tidemark_proto::limits::SECTOR_BYTES;
 use tidemark_proto::v1::{GapCause, frame::Body};
 
-use super::copy::{ReadRequest, base_blocks};
+use super::copy::{Finished, Method, ReadContent, ReadRequest, base_blocks};
 use super::core::{Engine, EngineError, Kernel, Notice};
 use super::limits::{
     COPY_RING_FILL_MAX, COPY_UNSENT_MAX_BYTES, LINE_INTERVAL_US, READ_MAX_BYTES, READ_RETRY_US,
@@ -26,7 +27,6 @@ impl Engine {
             || !self.connected
             || !self.kernel_is_current(kernel)
             || !self.window.has_room()
-            || !self.copy.has_room()
             || self.window.unsent_bytes() > COPY_UNSENT_MAX_BYTES
             || used > full_at.max(READ_MAX_BYTES.min(kernel.ring.size() / 2))
         {
@@ -65,12 +65,32 @@ impl Engine {
             let from = self.lsn.saturating_add(1);
             self.start_line(kernel.dirty, &[slot], GapCause::UnseenWrite, from, "resync goes on".to_owned());
         }
+        if let Some(method) = self.copy.has_reread(slot) {
+            if !self.copy.has_room(method) {
+                return None;
+            }
+            if let Some(range) = self.take_reread(kernel, slot) {
+                return self.begin_read(slot, range, method);
+            }
+        }
+        // Room for the larger need: whether to ask is decided once, and then done.
+        if !self.copy.has_room(Method::Ask) {
+            return None;
+        }
         let range = self.find_range(kernel, slot)?;
+        let asks = self.hash_key.is_some();
         let disk = self.disks.get_mut(&slot)?;
         disk.cursor = range.end;
+        let asks = asks && disk.comparable && disk.asking.next();
+        self.begin_read(slot, range, if asks { Method::Ask } else { Method::Send })
+    }
+
+    fn begin_read(&mut self, slot: Slot, range: BlockRange, method: Method) -> Option<ReadRequest> {
+        let disk = self.disks.get_mut(&slot)?;
         disk.end_at = None;
-        let (line, size_bytes) = (disk.line, disk.size_bytes);
-        Some(self.copy.begin(slot, range, line, size_bytes))
+        let (place, size_bytes) = (Finished { slot, range, line: disk.line }, disk.size_bytes);
+        let hashing = method.hashing(self.hash_key, self.piece_bytes);
+        Some(self.copy.begin(place, method, size_bytes, hashing))
     }
 
     fn find_range(&mut self, kernel: &Kernel<'_>, slot: Slot) -> Option<BlockRange> {
@@ -107,20 +127,23 @@ impl Engine {
     }
 
     /// A read came back; `None` when it failed.
-    pub fn read_done(&mut self, kernel: &Kernel<'_>, token: u64, data: Option<Vec<u8>>, now_us: u64) {
+    pub fn read_done(&mut self, kernel: &Kernel<'_>, token: u64, content: Option<ReadContent>, now_us: u64) {
         self.now_us = now_us;
         self.look(kernel.ring);
         let slot = self.copy.slot_of(token);
-        let finished = self.copy.finish(token, data.is_some());
+        let finished = self.copy.finish(token, content.is_some());
         let Some(disk) = slot.and_then(|slot| self.disks.get_mut(&slot)) else { return };
-        match (finished, data) {
-            (Some(finished), Some(data)) => {
+        match (finished, content) {
+            (Some(finished), Some(content)) => {
                 disk.end_at = None;
-                let id = disk.id.0;
-                let body = base_blocks(finished.line, id, finished.range.start_sector(), data);
-                debug_assert_eq!(Some(finished.slot), slot);
-                let seq = self.push_frame(Body::Base(body));
-                self.copy.sent_in(token, seq);
+                match content {
+                    ReadContent { pieces, blocks: Some(blocks) } if pieces.is_empty() => {
+                        let run = (finished.range.start_sector(), blocks.len() as u64 / SECTOR_BYTES);
+                        let (seq, bytes) = self.send_blocks(&finished, &[run], blocks);
+                        self.copy.sent_in(token, seq, bytes);
+                    }
+                    content => self.ask(token, &finished, content),
+                }
             }
             (_, None) => {
                 disk.retry_at_us = now_us.saturating_add(READ_RETRY_US);
@@ -131,5 +154,21 @@ impl Engine {
             }
             (None, Some(_)) => {}
         }
+    }
+
+    /// Puts blocks into a frame, under the line under which they were read. Returns its number and its bytes.
+    pub(super) fn send_blocks(
+        &mut self,
+        place: &Finished,
+        runs: &[(u64, u64)],
+        blocks: Vec<u8>,
+    ) -> (u64, u64) {
+        let id = self.disks.get(&place.slot).map_or(0, |disk| disk.id.0);
+        let body = base_blocks(place.line, id, runs, blocks);
+        let bytes = body.payload.len() as u64;
+        if let Some(disk) = self.disks.get_mut(&place.slot) {
+            disk.sent_bytes = disk.sent_bytes.saturating_add(bytes);
+        }
+        (self.push_frame(Body::Base(body)), bytes)
     }
 }

@@ -2,7 +2,9 @@
 
 use thiserror::Error;
 use tidemark_proto::ids::ChainHash;
+use tidemark_proto::pieces::HashKey;
 use tidemark_proto::v1::{GapCause, StreamPosition, Welcome};
+use tidemark_proto::version::HASHES_FIRST;
 
 use super::core::{Engine, EngineError, Kernel};
 use super::disk::{Disk, DiskConfig};
@@ -72,6 +74,7 @@ impl Engine {
         let chain = chain_of(&durable)?;
         self.heartbeat_us = u64::from(welcome.heartbeat_ms.max(1)).saturating_mul(1000);
         self.heartbeat_due_us = now_us;
+        self.hash_key = HashKey::from_bytes(&welcome.hash_key).filter(|_| welcome.protocol >= HASHES_FIRST);
         self.look(kernel.ring);
         let same_capture = durable.seq > 0 && durable.capture_id.as_ref() == kernel.ring.capture_id().0;
         let resumed = if self.attached {
@@ -122,6 +125,9 @@ impl Engine {
     /// The connection is gone. Capture goes on within the window.
     pub fn disconnected(&mut self) {
         self.connected = false;
+        self.hash_key = None;
+        self.questions.clear();
+        self.copy.forget_questions();
         self.barriers.retain(|barrier| !matches!(barrier.kind, super::barrier::BarrierKind::Heartbeat));
     }
 
@@ -152,6 +158,14 @@ impl Engine {
                 self.add_disk(kernel, &DiskConfig { size_bytes, ..*config })?;
             }
             self.resize_disk(kernel, config.slot, config.size_bytes)?;
+            if let Some(disk) = self.disks.get_mut(&config.slot) {
+                disk.comparable = welcome.comparable_disks.contains(&config.id.0);
+                if disk.gap_from.is_some() && welcome.verify_disks.contains(&config.id.0) {
+                    // Another process began it; its blocks that were settled are not pending any more.
+                    disk.whole = true;
+                    disk.asking.hope();
+                }
+            }
         }
         Ok(())
     }

@@ -74,6 +74,11 @@ impl Window {
         self.last.seq
     }
 
+    /// Number of the last frame handed over for sending.
+    pub(super) fn sent_seq(&self) -> u64 {
+        self.acked.seq.saturating_add(self.sent as u64)
+    }
+
     /// Appends a frame: gives it its number and chain.
     pub(super) fn push(
         &mut self,

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use tidemark_proto::v1::{Disk, SplitterMessage, StreamPosition, Welcome};
-use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest};
+use tidemark_proto::v1::{Disk, HashAnswer, SplitterMessage, StreamPosition, Welcome};
+use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, ReadContent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{Bookmark, Status};
@@ -37,7 +37,9 @@ pub(super) enum Command {
     /// Somebody in the guest asks for a bookmark.
     Bookmark { name: String, reply: Answer<Bookmark> },
     /// A disk read came back; `None` when it failed.
-    ReadDone { token: u64, data: Option<Vec<u8>> },
+    ReadDone { token: u64, content: Option<ReadContent> },
+    /// The appliance answered a question.
+    Answer(HashAnswer),
     /// Protect these disks.
     Protect { paths: Vec<PathBuf>, reply: Answer<()> },
     /// Protect this disk no longer.

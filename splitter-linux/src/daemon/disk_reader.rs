@@ -1,4 +1,5 @@
-//! Reads of initial copy and resync, on a thread of their own: a slow disk must not stop the ring's reader.
+//! Reads of initial copy and resync, and hashes of what was read, on a thread of their own: neither a slow disk nor the
+//! hashing may stop the ring's reader.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -30,6 +31,8 @@ pub(super) fn start(worker: Handle, reader: Box<dyn DiskSet>) -> std::io::Result
 }
 
 fn serve(queue: &mpsc::Receiver<Task>, worker: &Handle, mut reader: Box<dyn DiskSet>) {
+    // Used again where only hashes of the content are wanted.
+    let mut memory = Vec::new();
     while let Ok(task) = queue.recv() {
         match task {
             Task::Open { slot, path, logical_block_bytes } => {
@@ -39,16 +42,17 @@ fn serve(queue: &mpsc::Receiver<Task>, worker: &Handle, mut reader: Box<dyn Disk
             }
             Task::Close(slot) => reader.close(slot),
             Task::Read(request) => {
-                let mut data = vec![0; request.length_bytes];
-                let read = reader.read(request.slot, request.start_sector, &mut data);
-                let data = match read {
-                    Ok(()) => Some(data),
+                if memory.len() != request.length_bytes {
+                    memory = vec![0; request.length_bytes];
+                }
+                let content = match reader.read(request.slot, request.start_sector, &mut memory) {
+                    Ok(()) => Some(request.content(&mut memory)),
                     Err(error) => {
                         tracing::debug!(%error, "read failed");
                         None
                     }
                 };
-                worker.send(Command::ReadDone { token: request.token, data });
+                worker.send(Command::ReadDone { token: request.token, content });
             }
         }
     }

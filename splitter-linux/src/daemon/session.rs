@@ -229,6 +229,7 @@ impl<'a> Session<'a> {
                     self.worker.send(Command::Ack(durable));
                 }
             }
+            appliance_message::Body::HashAnswer(answer) => self.worker.send(Command::Answer(answer)),
             appliance_message::Body::Pong(pong) => {
                 let now = now_us();
                 self.clock.sample(pong.boottime_ns / 1000, now, pong.appliance_time_us);

@@ -195,11 +195,19 @@ impl Worker {
             Command::Clock(estimate) => self.engine.set_clock(estimate),
             Command::Marker(request) => self.request_marker(request),
             Command::Bookmark { name, reply } => self.bookmark(name, reply),
-            Command::ReadDone { token, data } => {
+            Command::ReadDone { token, content } => {
                 if let Some(protection) = &mut self.protection {
-                    let (engine, mut data) = (&mut self.engine, data);
+                    let (engine, mut content) = (&mut self.engine, content);
                     self.kernel.lend(&mut protection.capture, &mut |kernel| {
-                        engine.read_done(kernel, token, data.take(), now_us());
+                        engine.read_done(kernel, token, content.take(), now_us());
+                    });
+                }
+            }
+            Command::Answer(answer) => {
+                if let Some(protection) = &mut self.protection {
+                    let engine = &mut self.engine;
+                    self.kernel.lend(&mut protection.capture, &mut |kernel| {
+                        engine.answered(kernel, &answer, now_us());
                     });
                 }
             }
@@ -343,7 +351,10 @@ impl Worker {
         loop {
             let next = session.waiting.take().or_else(|| {
                 let failed = self.failed_markers.pop_front().map(splitter_message::Body::MarkerFailed);
-                let body = failed.or_else(|| self.engine.next_frame().map(splitter_message::Body::Frame))?;
+                let engine = &mut self.engine;
+                let body = failed
+                    .or_else(|| engine.next_question().map(splitter_message::Body::HashQuestion))
+                    .or_else(|| engine.next_frame().map(splitter_message::Body::Frame))?;
                 Some(SplitterMessage { body: Some(body) })
             });
             let Some(message) = next else { return sent };
@@ -465,6 +476,8 @@ impl Worker {
                 mode: "async".to_owned(),
                 state: disk.map_or("waiting", |disk| state_word(disk.state)).to_owned(),
                 dirty_bytes: disk.map_or(0, |disk| disk.dirty_bytes),
+                copied_bytes: disk.map_or(0, |disk| disk.copied_bytes),
+                sent_bytes: disk.map_or(0, |disk| disk.sent_bytes),
             });
         }
         status
@@ -492,6 +505,7 @@ fn state_word(state: tidemark_proto::v1::DiskState) -> &'static str {
         DiskState::Protected => "protected",
         DiskState::DirtyOnly => "dirty-only",
         DiskState::Resync => "resync",
+        DiskState::Verify => "verify",
         DiskState::Unspecified => "waiting",
     }
 }

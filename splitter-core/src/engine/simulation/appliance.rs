@@ -2,9 +2,16 @@
 
 use tidemark_proto::chain;
 use tidemark_proto::ids::ChainHash;
-use tidemark_proto::v1::{Disk, Frame, LineStart, StreamPosition, Welcome, frame::Body};
+use tidemark_proto::limits::QUESTIONS_MAX;
+use tidemark_proto::pieces::{self, HashKey, Piece, ZEROES};
+use tidemark_proto::v1::{
+    Disk, Frame, HashAnswer, HashQuestion, LineStart, StreamPosition, Welcome, frame::Body,
+};
+use tidemark_proto::version::PROTOCOL_MAX;
 
+use super::checker::{Image, below, bytes_of};
 use super::kernel::DISKS;
+use super::world::Broken;
 
 #[derive(Debug, Default)]
 pub(super) struct Appliance {
@@ -15,11 +22,76 @@ pub(super) struct Appliance {
     check_chain: bool,
     /// Size of each disk in the first hello.
     first_bytes: u64,
+    /// How questions are answered; otherwise it is whole.
+    broken: Option<Broken>,
+    sessions: u8,
+    /// Pieces asked about in all sessions, and how many of them were known.
+    pub(super) asked: u64,
+    pub(super) known: u64,
 }
 
 impl Appliance {
-    pub(super) fn new(check_chain: bool, first_bytes: u64) -> Self {
-        Self { check_chain, first_bytes, ..Self::default() }
+    pub(super) fn new(broken: Broken, first_bytes: u64) -> Self {
+        let check_chain = !matches!(broken, Broken::BaseAtReadLsn | Broken::SwappedWrites);
+        Self { check_chain, first_bytes, broken: Some(broken), ..Self::default() }
+    }
+
+    fn hash_key(&self) -> HashKey {
+        HashKey([self.sessions; 32])
+    }
+
+    /// Answers from what came in before the question, as the real one does.
+    pub(super) fn answer(&mut self, question: &HashQuestion, waiting: usize) -> Result<HashAnswer, String> {
+        let asked = pieces::read(question).map_err(|error| error.to_string())?;
+        if waiting > QUESTIONS_MAX {
+            return Err(format!("{waiting} questions at once"));
+        }
+        let open = self.open_lines(question.disk_id).contains(&question.line_lsn);
+        if !open {
+            return Err(format!("a question below line {}, which is not open", question.line_lsn));
+        }
+        let disk = question.disk_id as usize - 1;
+        let (key, images) = (self.hash_key(), self.compared_with(question.line_lsn));
+        let same = |image: &Image, piece: &Piece| {
+            let content = bytes_of(&image[disk], piece);
+            piece.hash == if pieces::is_zero(&content) { ZEROES } else { key.hash(&content) }
+        };
+        let known: Vec<bool> =
+            asked.iter().map(|piece| images.iter().any(|image| same(image, piece))).collect();
+        self.asked += known.len() as u64;
+        self.known += known.iter().filter(|known| **known).count() as u64;
+        Ok(pieces::answer(question.id, &known))
+    }
+
+    /// What a piece is compared with: one image, unless it is broken.
+    fn compared_with(&self, line: u64) -> Vec<Image> {
+        match self.broken {
+            Some(Broken::KnownFromHistory) => {
+                [1, 2, 3, 4].map(|part| below(&self.frames, line * part / 4)).into()
+            }
+            Some(Broken::ComparedWithLastPoint) => vec![below(&self.frames, self.clean_lsn())],
+            _ => vec![below(&self.frames, line)],
+        }
+    }
+
+    /// Lines of a disk that began and whose gap did not end.
+    fn open_lines(&self, disk_id: u32) -> Vec<u64> {
+        let mut open = Vec::new();
+        for (frame, _) in &self.frames {
+            match &frame.body {
+                Some(Body::LineStart(line)) if line.disk_ids.contains(&disk_id) => open.push(line.lsn),
+                Some(Body::LineEnd(line)) if line.disk_ids.contains(&disk_id) => open.clear(),
+                _ => {}
+            }
+        }
+        open
+    }
+
+    /// Whether the first copy of a disk was ever completed.
+    fn is_comparable(&self, disk_id: u32) -> bool {
+        self.frames.iter().any(
+            |(frame, _)| matches!(&frame.body, Some(Body::LineEnd(line)) if line.disk_ids.contains(&disk_id)),
+        )
     }
 
     /// Bytes of a disk as the journal knows it.
@@ -64,6 +136,7 @@ impl Appliance {
 
     pub(super) fn welcome(&mut self, window_bytes: u64) -> Welcome {
         self.crash();
+        self.sessions = self.sessions.wrapping_add(1);
         let mut open = [false; DISKS];
         for (frame, _) in &self.frames {
             let (ids, value) = match &frame.body {
@@ -77,6 +150,9 @@ impl Appliance {
         }
         Welcome {
             durable: Some(self.position(self.durable)),
+            protocol: PROTOCOL_MAX,
+            hash_key: self.hash_key().0.to_vec().into(),
+            comparable_disks: (1..=DISKS as u32).filter(|id| self.is_comparable(*id)).collect(),
             generation: self.frames.last().map_or(0, |(frame, _)| frame.generation),
             window_bytes,
             heartbeat_ms: 5,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tidemark_proto::pieces::Piece;
 use tidemark_proto::v1::{Frame, WriteEntry, frame::Body};
 
 use super::kernel::{DISKS, SECTORS, Write};
@@ -118,6 +119,29 @@ impl<'a> Journal<'a> {
     fn in_gap(&self, slot: usize, lsn: u64) -> bool {
         self.gaps[slot].iter().any(|(from, to)| (*from..*to).contains(&lsn))
     }
+}
+
+/// What the disks hold at an LSN: every layer up to it, base blocks directly above the line they name.
+pub(super) fn below(frames: &[(Frame, Vec<u8>)], lsn: u64) -> Image {
+    let journal = Journal::read(frames);
+    let mut image: Image = vec![vec![0; SECTORS]; DISKS];
+    for lsn in 1..=lsn.min(journal.last_lsn) {
+        let write = journal.writes.get(&lsn).map(|(_, layer)| layer);
+        for layer in write.into_iter().chain(journal.base.get(&lsn).into_iter().flatten()) {
+            layer.apply(&mut image);
+        }
+    }
+    image
+}
+
+/// The content of a piece.
+pub(super) fn bytes_of(disk: &[u64], piece: &Piece) -> Vec<u8> {
+    let start = piece.start_sector as usize;
+    let mut bytes = vec![0; piece.sectors as usize * 512];
+    for (sector, value) in bytes.chunks_mut(512).zip(&disk[start..]) {
+        sector[..8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// Checks every point; `quiet` is the final state of the disks. Returns the number of points checked.

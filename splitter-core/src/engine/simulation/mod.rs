@@ -76,3 +76,21 @@ fn a_miss_that_nobody_reports_is_caught() {
 fn dirty_bits_forgotten_over_a_restart_are_caught() {
     assert!(caught(Broken::ForgottenBits) > 20, "{}", caught(Broken::ForgottenBits));
 }
+
+#[test]
+fn pieces_that_were_known_once_are_caught() {
+    let caught = caught(Broken::KnownFromHistory);
+    assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn pieces_compared_with_the_last_point_are_caught() {
+    let caught = caught(Broken::ComparedWithLastPoint);
+    assert!(caught > 10, "{caught}");
+}
+
+#[test]
+fn answers_that_call_unknown_pieces_known_are_caught() {
+    let caught = caught(Broken::WrongAnswers);
+    assert!(caught > 20, "{caught}");
+}

@@ -6,14 +6,15 @@ mod trouble;
 use std::collections::{HashMap, VecDeque};
 
 use tidemark_proto::ids::DiskId;
-use tidemark_proto::v1::{DiskState, Frame, GapCause, StreamPosition, frame::Body};
+use tidemark_proto::v1::{DiskState, Frame, GapCause, HashAnswer, HashQuestion, StreamPosition, frame::Body};
 
 use super::appliance::Appliance;
 use super::checker::{Image, Moment, check};
 use super::kernel::{BLOCKS, DISKS, FakeControl, FakeMaps, FakeRing, Pinned, SECTORS, Shared, Write};
 use super::random::Random;
 use crate::capture::Slot;
-use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadRequest};
+use crate::engine::copy::PieceBytes;
+use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadContent, ReadRequest};
 
 /// Deliberately broken variants: the checker must fail on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,12 @@ pub(super) enum Broken {
     SilentMiss,
     /// Pending bits do not survive the splitter.
     ForgottenBits,
+    /// The appliance calls a piece known that its place held at some earlier time.
+    KnownFromHistory,
+    /// The appliance compares with the newest recoverable point instead of what lies below the line.
+    ComparedWithLastPoint,
+    /// The network turns an answer over: what is unknown is called known.
+    WrongAnswers,
 }
 
 /// How often the interesting things happened.
@@ -47,10 +54,13 @@ pub(super) struct Totals {
     lines: u64,
     growths: u64,
     shrinks: u64,
+    pieces_asked: u64,
+    pieces_known: u64,
+    questions_lost: u64,
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 15] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 18] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -67,6 +77,9 @@ impl Totals {
             ("lines", self.lines),
             ("growths", self.growths),
             ("shrinks", self.shrinks),
+            ("pieces asked about", self.pieces_asked),
+            ("pieces known", self.pieces_known),
+            ("questions lost with their connection", self.questions_lost),
         ]
     }
 
@@ -86,6 +99,9 @@ impl Totals {
         self.lines += other.lines;
         self.growths += other.growths;
         self.shrinks += other.shrinks;
+        self.pieces_asked += other.pieces_asked;
+        self.pieces_known += other.pieces_known;
+        self.questions_lost += other.questions_lost;
     }
 }
 
@@ -102,10 +118,23 @@ struct Flying {
 struct Splitter {
     engine: Engine,
     ring: FakeRing,
-    reads: Vec<(ReadRequest, Option<Vec<u8>>)>,
+    reads: Vec<(ReadRequest, Option<ReadContent>)>,
     /// LSN when the read of a place began, for the broken variant.
     read_lsn: HashMap<(Slot, u64), u64>,
     connected: bool,
+}
+
+/// Messages on their way.
+#[derive(Debug)]
+enum ToAppliance {
+    Frame(Frame),
+    Question(HashQuestion),
+}
+
+#[derive(Debug)]
+enum ToSplitter {
+    Ack(StreamPosition),
+    Answer(HashAnswer),
 }
 
 pub(super) struct World {
@@ -126,8 +155,8 @@ pub(super) struct World {
     calm: bool,
     splitter: Splitter,
     appliance: Appliance,
-    to_appliance: VecDeque<Frame>,
-    to_splitter: VecDeque<StreamPosition>,
+    to_appliance: VecDeque<ToAppliance>,
+    to_splitter: VecDeque<ToSplitter>,
     moments: HashMap<u64, Moment>,
     next_id: u64,
     next_index: u64,
@@ -156,7 +185,7 @@ impl World {
             captures: 1,
             calm,
             ring_bytes,
-            appliance: Appliance::new(broken == Broken::Nothing, first_blocks as u64 * 4096),
+            appliance: Appliance::new(broken, first_blocks as u64 * 4096),
             blocks: first_blocks,
             first_blocks,
             to_appliance: VecDeque::new(),
@@ -192,6 +221,8 @@ impl World {
         self.totals.points =
             check(&self.appliance.frames, &self.moments, &self.disks, self.first_blocks * 8)?;
         self.totals.drops += self.pinned.borrow().status.drops;
+        self.totals.pieces_asked += self.appliance.asked;
+        self.totals.pieces_known += self.appliance.known;
         Ok(self.totals)
     }
 
@@ -265,12 +296,12 @@ impl World {
         }
         if self.random.chance(300) {
             let position = self.appliance.commit();
-            self.to_splitter.push_back(position);
+            self.to_splitter.push_back(ToSplitter::Ack(position));
         }
         if self.random.chance(500)
-            && let Some(position) = self.to_splitter.pop_front()
+            && let Some(message) = self.to_splitter.pop_front()
         {
-            self.splitter.engine.acknowledged(&position).map_err(|error| error.to_string())?;
+            self.told(message)?;
         }
         if self.random.chance(10) {
             let request = MarkerRequest { request_id: 0, bookmark_id: "id".into(), name: "before".into() };
@@ -297,17 +328,46 @@ impl World {
                 _ => {}
             }
         }
-        while self.random.chance(900)
-            && let Some(frame) = self.splitter.engine.next_frame()
-        {
-            self.to_appliance.push_back(frame);
+        while self.random.chance(900) {
+            let question = self.splitter.engine.next_question().map(ToAppliance::Question);
+            let next = question.or_else(|| self.splitter.engine.next_frame().map(ToAppliance::Frame));
+            let Some(message) = next else { break };
+            self.to_appliance.push_back(message);
         }
+        Ok(())
+    }
+
+    /// A message reaches the splitter.
+    fn told(&mut self, message: ToSplitter) -> Result<(), String> {
+        let answer = match message {
+            ToSplitter::Ack(position) => {
+                return self.splitter.engine.acknowledged(&position).map_err(|error| error.to_string());
+            }
+            ToSplitter::Answer(answer) => answer,
+        };
+        let now_us = self.now_us;
+        self.with_engine(|engine, kernel| engine.answered(kernel, &answer, now_us));
+        Ok(())
+    }
+
+    /// A question reaches the appliance, behind every frame sent before it.
+    fn asked(&mut self, question: &HashQuestion) -> Result<(), String> {
+        let waiting = self.to_splitter.iter().filter(|message| matches!(message, ToSplitter::Answer(_)));
+        let mut answer = self.appliance.answer(question, waiting.count() + 1)?;
+        if self.broken == Broken::WrongAnswers && self.random.chance(200) {
+            answer.known = vec![0xff; answer.known.len()].into();
+        }
+        self.to_splitter.push_back(ToSplitter::Answer(answer));
         Ok(())
     }
 
     fn read_disks(&mut self) -> Result<(), String> {
         let now_us = self.now_us;
         if self.random.chance(300) {
+            if self.random.chance(300) {
+                // Whether it pays or not: questions about anything, at any time.
+                self.splitter.engine.disks.values_mut().for_each(|disk| disk.asking.hope());
+            }
             let lsn = self.splitter.engine.lsn;
             let request = self.with_engine(|engine, kernel| engine.next_read(kernel, now_us));
             if let Some(request) = request.map_err(|error| error.to_string())? {
@@ -330,7 +390,7 @@ impl World {
             }
             // Beyond the end of a disk that shrank meanwhile, a read fails.
             if start + bytes.len() / 512 <= self.blocks * 8 {
-                *data = Some(bytes);
+                *data = Some(request.content(&mut bytes));
                 return Ok(());
             }
         }
@@ -343,7 +403,11 @@ impl World {
     }
 
     fn deliver(&mut self) -> Result<(), String> {
-        let Some(mut frame) = self.to_appliance.pop_front() else { return Ok(()) };
+        let mut frame = match self.to_appliance.pop_front() {
+            None => return Ok(()),
+            Some(ToAppliance::Question(question)) => return self.asked(&question),
+            Some(ToAppliance::Frame(frame)) => frame,
+        };
         match (self.broken, &mut frame.body) {
             (Broken::BaseAtReadLsn, Some(Body::Base(base))) => {
                 let slot = Slot(u16::try_from(base.entries[0].disk_id).unwrap() - 1);
@@ -453,7 +517,7 @@ fn swap(writes: &mut tidemark_proto::v1::Writes) {
 impl Splitter {
     fn new(pinned: &Shared) -> Self {
         Self {
-            engine: Engine::new(),
+            engine: Engine { piece_bytes: PieceBytes(8192), ..Engine::new() },
             ring: FakeRing::new(pinned.clone()),
             reads: Vec::new(),
             read_lsn: HashMap::new(),

@@ -1,7 +1,7 @@
 //! What goes wrong around the engine: connections, processes, the machine.
 
 use super::super::kernel::{BLOCKS, DISKS, Pinned};
-use super::{Broken, Splitter, World};
+use super::{Broken, Splitter, ToAppliance, ToSplitter, World};
 
 impl World {
     pub(super) fn trouble(&mut self) {
@@ -27,6 +27,10 @@ impl World {
     }
 
     fn disconnect(&mut self) {
+        let questions =
+            self.to_appliance.iter().filter(|message| matches!(message, ToAppliance::Question(_)));
+        let answers = self.to_splitter.iter().filter(|message| matches!(message, ToSplitter::Answer(_)));
+        self.totals.questions_lost += (questions.count() + answers.count()) as u64;
         self.to_appliance.clear();
         self.to_splitter.clear();
         self.splitter.connected = false;
