@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/console.proto",
         "schema/history.proto",
         "schema/retention.proto",
+        "schema/clones.proto",
+        "schema/search.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.

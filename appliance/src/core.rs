@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Catalog;
 use crate::clock::now_us;
+use crate::clones::Clones;
 use crate::data_dir::DataDir;
 use crate::export::Exports;
 use crate::fleet::Fleet;
@@ -45,6 +46,8 @@ pub struct Core {
     pub metrics: Arc<Metrics>,
     /// Open views.
     pub leases: Arc<Leases>,
+    /// Clones that are written.
+    pub clones: Arc<Clones>,
     /// NBD exports.
     pub exports: Exports,
     /// Free space, measured regularly.

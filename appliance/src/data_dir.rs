@@ -9,8 +9,11 @@ use nix::fcntl::{Flock, FlockArg};
 use thiserror::Error;
 use tidemark_proto::ids::VmId;
 
-/// Marks the folder of a removed VM.
+/// Marks the folder of a removed VM or clone.
 const DOOMED_PREFIX: &str = ".removed-";
+
+/// Marks the folder of a clone that is being made.
+const UNFINISHED_PREFIX: &str = ".making-";
 
 /// A file could not be read or written.
 #[derive(Debug, Error)]
@@ -53,9 +56,14 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`] when another appliance has it.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        for dir in
-            [root.to_path_buf(), root.join("ca"), root.join("vms"), root.join("exports"), root.join("store")]
-        {
+        for dir in [
+            root.to_path_buf(),
+            root.join("ca"),
+            root.join("vms"),
+            root.join("clones"),
+            root.join("exports"),
+            root.join("store"),
+        ] {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -141,17 +149,46 @@ impl DataDir {
         self.root.join("vms").join(format!("{DOOMED_PREFIX}{vm}"))
     }
 
-    /// Deletes folders of removed VMs that a killed process left.
+    /// The folder of one clone; its journal is in it.
+    #[must_use]
+    pub fn clone_folder(&self, id: VmId) -> PathBuf {
+        self.root.join("clones").join(id.to_string())
+    }
+
+    /// Where a clone is made, before it takes its place.
+    #[must_use]
+    pub fn unfinished_clone(&self, id: VmId) -> PathBuf {
+        self.root.join("clones").join(format!("{UNFINISHED_PREFIX}{id}"))
+    }
+
+    /// Where the folder of a removed clone goes until it is deleted.
+    #[must_use]
+    pub fn doomed_clone(&self, id: VmId) -> PathBuf {
+        self.root.join("clones").join(format!("{DOOMED_PREFIX}{id}"))
+    }
+
+    /// Makes renames in the folder of clones durable.
+    ///
+    /// # Errors
+    /// When it cannot be synced.
+    pub fn sync_clones(&self) -> Result<(), FileError> {
+        sync_folder(&self.root.join("clones"))
+    }
+
+    /// Deletes folders of removed VMs and clones, and of clones half made, that a killed process left.
     ///
     /// # Errors
     /// When a folder cannot be listed or deleted.
     pub fn delete_doomed(&self) -> Result<(), FileError> {
-        let dir = self.root.join("vms");
-        let entries = fs::read_dir(&dir).map_err(|error| FileError::new("listing", &dir, error))?;
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(DOOMED_PREFIX) {
-                let path = entry.path();
-                fs::remove_dir_all(&path).map_err(|error| FileError::new("deleting", &path, error))?;
+        for dir in ["vms", "clones"].map(|name| self.root.join(name)) {
+            let entries = fs::read_dir(&dir).map_err(|error| FileError::new("listing", &dir, error))?;
+            for entry in entries.flatten() {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                if name.starts_with(DOOMED_PREFIX) || name.starts_with(UNFINISHED_PREFIX) {
+                    let path = entry.path();
+                    fs::remove_dir_all(&path).map_err(|error| FileError::new("deleting", &path, error))?;
+                }
             }
         }
         Ok(())
@@ -162,10 +199,30 @@ impl DataDir {
     /// # Errors
     /// When the folder cannot be listed.
     pub fn vms(&self) -> Result<Vec<VmId>, FileError> {
-        let dir = self.root.join("vms");
+        self.ids("vms")
+    }
+
+    /// Clones that have a folder here, as [`DataDir::vms`].
+    ///
+    /// # Errors
+    /// When the folder cannot be listed.
+    pub fn clones(&self) -> Result<Vec<VmId>, FileError> {
+        self.ids("clones")
+    }
+
+    fn ids(&self, folder: &str) -> Result<Vec<VmId>, FileError> {
+        let dir = self.root.join(folder);
         let entries = fs::read_dir(&dir).map_err(|error| FileError::new("listing", &dir, error))?;
         Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
     }
+}
+
+/// Makes the entries of a folder durable.
+///
+/// # Errors
+/// When it cannot be synced.
+pub(crate) fn sync_folder(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(|error| FileError::new("syncing", path, error))
 }
 
 /// Writes a file of mode 0600 so that it is seen whole or not at all, and survives power loss.

@@ -74,7 +74,7 @@ async fn health(State(core): State<Arc<Core>>) -> impl IntoResponse {
     if let Err(error) = core.catalog.ping().await {
         problems.push(error.to_string());
     }
-    for vm in core.fleet.all() {
+    for vm in core.fleet.with_clones() {
         if let Some(problem) = vm.log.problem() {
             problems.push(format!("{}: {problem}", vm.name));
         }

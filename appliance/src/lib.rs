@@ -4,6 +4,7 @@ pub mod admin_context;
 pub mod api;
 pub mod catalog;
 pub mod clock;
+pub mod clones;
 pub mod core;
 pub mod data_dir;
 pub mod enrolment;

@@ -8,11 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use rustls::crypto::CryptoProvider;
 use tidemark_journal::retention::ImageKeeper;
+use tidemark_journal::view::BaseImages;
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
+use tidemark_proto::v1::clones_server::ClonesServer;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
 use tidemark_proto::v1::history_server::HistoryServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
+use tidemark_proto::v1::search_server::SearchServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -20,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
-use crate::api::{self, ConsoleService, HistoryService, RetentionService};
+use crate::api::{self, ClonesService, ConsoleService, HistoryService, RetentionService, SearchService};
 use crate::catalog::Catalog;
 use crate::clock::now_us;
 use crate::core::Core;
@@ -38,7 +41,7 @@ use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::transport::{Gate, Incoming, bind};
-use crate::{admin_context, http};
+use crate::{admin_context, clones, http};
 
 /// Bytes of HTTP/2 flow control per stream and per connection: a stream at 400 MB/s with 40 ms of round trip and
 /// scheduling. A splitter that sends more waits.
@@ -101,6 +104,8 @@ impl Appliance {
         let tls = server_config(&authority, Arc::clone(&provider), Arc::clone(&certificate))?;
         let keeper = Arc::new(ImageKeeper::new(Arc::clone(images.store())));
         let fleet = open_fleet(&data, &catalog, &keeper).await?;
+        let images_below: Arc<dyn BaseImages> = Arc::<ImageKeeper>::clone(&keeper);
+        clones::open_all(&data, &fleet, &images_below).await?;
         let retention = Retention::new(keeper, data.retention_clock(), retention_clock(&fleet));
         let (address, incoming) = bind(settings.listen, Arc::new(tls), Arc::clone(&metrics))
             .await
@@ -111,6 +116,7 @@ impl Appliance {
         let (space_sender, space) = watch::channel(space);
         let core = Arc::new(Core {
             exports: Exports::new(data.exports()),
+            clones: Arc::default(),
             data,
             authority,
             catalog,
@@ -136,6 +142,7 @@ impl Appliance {
         tokio::spawn(upkeep(Arc::clone(&core), certificate, provider, ending.clone()));
         tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
         tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
+        tokio::spawn(Arc::clone(&core.clones).run(ending.clone()));
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
         Ok(Self { address, http, core, ending, server, committer })
     }
@@ -173,7 +180,8 @@ impl Appliance {
         }
         let core = Arc::clone(&self.core);
         let closed = tokio::task::spawn_blocking(move || {
-            for vm in core.fleet.all() {
+            core.clones.settle();
+            for vm in core.fleet.with_clones() {
                 vm.log.close("the appliance is shutting down");
             }
             if let Err(error) = core.images.store().flush() {
@@ -290,7 +298,8 @@ async fn serve(
     incoming: Incoming,
     ending: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let [vm_gate, admin_gate, history_gate, retention_gate] = [(); 4].map(|()| Arc::clone(&core.gate));
+    let [vm_gate, admin_gate, history_gate, retention_gate, clones_gate, search_gate] =
+        [(); 6].map(|()| Arc::clone(&core.gate));
     let splitter = SplitterServer::new(SplitterService::new(Arc::clone(&core)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES);
     let splitter = InterceptedService::new(splitter, move |request| vm_gate.admit_vm(request));
@@ -303,6 +312,12 @@ async fn serve(
     let retention = RetentionServer::new(RetentionService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let retention = InterceptedService::new(retention, move |request| retention_gate.admit_admin(request));
+    let clones = ClonesServer::new(ClonesService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::CLONE_REQUEST_MAX_BYTES);
+    let clones = InterceptedService::new(clones, move |request| clones_gate.admit_admin(request));
+    let search = SearchServer::new(SearchService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let search = InterceptedService::new(search, move |request| search_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -316,6 +331,8 @@ async fn serve(
         .add_service(console)
         .add_service(history)
         .add_service(retention)
+        .add_service(clones)
+        .add_service(search)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await
@@ -355,7 +372,7 @@ fn measure(root: &Path, sender: &watch::Sender<Space>, metrics: &Metrics) {
 /// Commits maintain the journals they go to; this does it for those that none go to, one journal at a time.
 async fn maintain_idle(core: Arc<Core>, ending: CancellationToken) {
     loop {
-        for vm in core.fleet.all() {
+        for vm in core.fleet.with_clones() {
             if ending.is_cancelled() {
                 return;
             }

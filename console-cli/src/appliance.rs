@@ -5,9 +5,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::tls::SERVER_NAME;
+use tidemark_proto::v1::clones_client::ClonesClient as GeneratedClonesClient;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
 use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
+use tidemark_proto::v1::search_client::SearchClient as GeneratedSearchClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
@@ -36,6 +38,24 @@ pub(crate) type RetentionClient = GeneratedRetentionClient<Channel>;
 /// Calls the retention service over a channel.
 pub(crate) fn retention(channel: Channel) -> RetentionClient {
     GeneratedRetentionClient::new(channel)
+}
+
+/// Calls the appliance's clones service.
+pub(crate) type ClonesClient = GeneratedClonesClient<Channel>;
+
+/// Calls the clones service over a channel.
+pub(crate) fn clones(channel: Channel) -> ClonesClient {
+    GeneratedClonesClient::new(channel)
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// Calls the appliance's search service.
+pub(crate) type SearchClient = GeneratedSearchClient<Channel>;
+
+/// Calls the search service over a channel.
+pub(crate) fn search(channel: Channel) -> SearchClient {
+    GeneratedSearchClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
 }
 
 /// Calls the console service over a channel.

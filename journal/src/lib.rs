@@ -13,10 +13,12 @@
 //! - [`image`]: a disk as of one LSN, as chunks of the store.
 //! - [`store`]: chunks that all VMs share, compressed and encrypted.
 //! - [`retention`]: what of the history is kept, and how the rest becomes images.
+//! - [`branch`]: journals that begin at a point of another one, and writing into them.
 //! - [`changed`]: which bytes differ between two points.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
 
+pub mod branch;
 pub mod changed;
 mod dump;
 pub mod error;

@@ -19,6 +19,12 @@ pub(super) async fn create_token(
     caller: &Peer,
     request: CreateTokenRequest,
 ) -> Result<CreateTokenResponse, Status> {
+    if core.fleet.by_name(&request.vm_name).is_some_and(|vm| vm.origin.is_some()) {
+        return Err(Status::invalid_argument(format!(
+            "'{}' is a clone, and takes no splitter's stream: use another name",
+            request.vm_name
+        )));
+    }
     let made = make_token(
         &core.catalog,
         &core.authority,

@@ -35,6 +35,12 @@ pub(super) async fn create(
     request: CreateBookmarkRequest,
 ) -> Result<BookmarkReply, Status> {
     let vm = vm_named(core, &request.vm)?;
+    if vm.origin.is_some() {
+        return Err(Status::failed_precondition(format!(
+            "'{}' is a clone: name its points by LSN (`tidemark point list {}`)",
+            vm.name, vm.name
+        )));
+    }
     check_name(&request.name)?;
     let requested = level(&request)?;
     if core.catalog.bookmark(vm.id, &request.name).await.map_err(catalog)?.is_some() {

@@ -33,7 +33,7 @@ pub(super) async fn stop(core: &Arc<Core>, caller: &Peer, id: &str) -> Result<Em
     Ok(Empty {})
 }
 
-fn failed(error: ExportError) -> Status {
+pub(super) fn failed(error: ExportError) -> Status {
     match error {
         ExportError::NotFound(text) => Status::not_found(text),
         ExportError::Invalid(text) => Status::invalid_argument(text),

@@ -2,11 +2,13 @@
 
 mod access;
 mod bookmarks;
+mod clones;
 mod diff;
 mod exports;
 mod history;
 mod points;
 mod retention;
+mod search;
 mod views;
 mod vms;
 
@@ -22,8 +24,11 @@ use tidemark_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+pub(crate) use clones::CLONE_REQUEST_MAX_BYTES;
+pub use clones::ClonesService;
 pub use history::HistoryService;
 pub use retention::RetentionService;
+pub use search::SearchService;
 pub(crate) use vms::describe as describe_vms;
 
 use crate::catalog::CatalogError;

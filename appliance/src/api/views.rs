@@ -16,7 +16,7 @@ use super::{blocking, catalog, vm_named};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
-use crate::recovery::{OpenedDisk, OpenedView, PointRefused, ViewLease, resolve};
+use crate::recovery::{OpenedDisk, OpenedView, PointRefused, resolve};
 use crate::transport::Peer;
 
 /// Bytes of data in one message at most: large enough that its cost vanishes, small enough that four of them are
@@ -61,8 +61,8 @@ pub(super) async fn open(
 }
 
 /// Keeps the lease until the client goes, its certificate is revoked or the appliance ends.
-async fn hold(
-    lease: ViewLease,
+pub(super) async fn hold<L: Send>(
+    lease: L,
     reply: OpenViewReply,
     sender: mpsc::Sender<Result<OpenViewReply, Status>>,
     stopping: tokio_util::sync::CancellationToken,
@@ -174,16 +174,26 @@ pub(super) fn read(core: &Arc<Core>, request: ReadViewRequest) -> Result<Chunks,
     let end = request.offset.checked_add(request.length).filter(|end| *end <= size);
     let end =
         end.ok_or_else(|| Status::out_of_range(format!("the read ends beyond the disk's {size} bytes")))?;
-    let (sender, receiver) = mpsc::channel(READ_AHEAD_CHUNKS);
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = read_range(&view.view, disk, request.offset, end, &sender) {
-            let _ = sender.blocking_send(Err(view_status(&error)));
-        }
-    });
-    Ok(ReceiverStream::new(receiver))
+    let content = move |sender: &_| {
+        read_range(&view.view, disk, request.offset, end, sender).map_err(|error| view_status(&error))
+    };
+    Ok(chunks(content))
 }
 
-/// Sends `[offset, end)` in order; stops early when the receiver goes.
+/// The messages that `content` sends, from a thread that may block.
+pub(super) fn chunks(
+    content: impl FnOnce(&mpsc::Sender<Result<ViewChunk, Status>>) -> Result<(), Status> + Send + 'static,
+) -> Chunks {
+    let (sender, receiver) = mpsc::channel(READ_AHEAD_CHUNKS);
+    tokio::task::spawn_blocking(move || {
+        if let Err(status) = content(&sender) {
+            let _ = sender.blocking_send(Err(status));
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+/// Sends `[offset, end)` of a view in order; stops early when the receiver goes.
 fn read_range(
     view: &View,
     disk: DiskId,
@@ -191,15 +201,25 @@ fn read_range(
     end: u64,
     sender: &mpsc::Sender<Result<ViewChunk, Status>>,
 ) -> Result<(), ViewError> {
+    let extents = view.extents(disk, offset, end.saturating_sub(offset))?;
+    send_extents(&extents, |at, data| view.read_at(disk, at, data), sender)
+}
+
+/// Sends extents in order, their data by `read`; stops early when the receiver goes.
+pub(super) fn send_extents<E>(
+    extents: &[Extent],
+    read: impl Fn(u64, &mut [u8]) -> Result<(), E>,
+    sender: &mpsc::Sender<Result<ViewChunk, Status>>,
+) -> Result<(), E> {
     let mut zero_bytes = 0;
-    for extent in view.extents(disk, offset, end.saturating_sub(offset))? {
+    for extent in extents {
         if extent.kind == ExtentKind::Zero {
             zero_bytes += extent.bytes;
             continue;
         }
-        for (at, bytes) in pieces(&extent) {
+        for (at, bytes) in pieces(extent) {
             let mut data = vec![0; bytes];
-            view.read_at(disk, at, &mut data)?;
+            read(at, &mut data)?;
             if is_zero(&data) {
                 zero_bytes += u64::try_from(bytes).unwrap_or(0);
                 continue;

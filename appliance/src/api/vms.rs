@@ -9,14 +9,16 @@ use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
 use crate::clock::now_us;
+use crate::clones::names as clone_names;
 use crate::core::Core;
 use crate::fleet::{Vm, alarms, vm_info};
 use crate::recovery::rfc3339;
 use crate::transport::Peer;
 
 pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse, Status> {
-    if !name.is_empty() {
-        vm_named(core, name)?;
+    if !name.is_empty() && vm_named(core, name)?.origin.is_some() {
+        let text = format!("'{name}' is a clone: `tidemark clone list` shows it");
+        return Err(Status::failed_precondition(text));
     }
     let mut vms = describe(core).await?;
     vms.retain(|vm| name.is_empty() || vm.name == name);
@@ -74,7 +76,17 @@ fn refuse_locked(core: &Core, vm: &Vm) -> Result<(), Status> {
 }
 
 pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
+    let _changing = core.clones.changing.lock().await;
     let vm = vm_named(core, name)?;
+    if vm.origin.is_some() {
+        let text = format!("'{name}' is a clone: `tidemark clone remove {name}`");
+        return Err(Status::failed_precondition(text));
+    }
+    let clones = core.fleet.clones_of(vm.id);
+    if !clones.is_empty() {
+        let text = format!("'{name}' has clones: remove {} first", clone_names(&clones));
+        return Err(Status::failed_precondition(text));
+    }
     if core.leases.holds(vm.id) {
         return Err(Status::failed_precondition(format!(
             "a view of '{name}' is open: unmount or end it first"

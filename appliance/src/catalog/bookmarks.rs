@@ -46,7 +46,8 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Taken`] when another bookmark of the VM has the name.
     pub async fn add_bookmark(&self, bookmark: &BookmarkRow) -> Result<(), CatalogError> {
-        let sql = "INSERT INTO bookmarks (id, vm_id, name, lsn, time_us, consistency) VALUES ($1, $2, $3, $4, $5, $6) \
+        let sql = "INSERT INTO bookmarks (id, vm_id, name, lsn, time_us, consistency, folded) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7) \
                    ON CONFLICT (id) DO NOTHING";
         execute!(
             self.pool,
@@ -57,6 +58,7 @@ impl Catalog {
             bookmark.lsn,
             bookmark.time_us,
             &bookmark.consistency,
+            bookmark.name.to_lowercase(),
         )
         .map_err(|error| {
             CatalogError::taken(error, || format!("a bookmark named '{}' exists", bookmark.name))

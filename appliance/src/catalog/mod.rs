@@ -7,6 +7,8 @@ mod bookmarks;
 mod certificates;
 mod policies;
 mod pool;
+mod search;
+mod tags;
 mod tokens;
 mod vms;
 
@@ -15,6 +17,8 @@ pub use bookmarks::BookmarkRow;
 pub use certificates::CertificateRow;
 pub use policies::{AssignmentRow, PolicyRow};
 pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
+pub use search::{FoundPoint, PointSearch};
+pub use tags::TagRow;
 pub use tokens::{TokenRow, TokenState};
 pub use vms::{HelloRecord, NewCertificate, VmRow};
 

@@ -259,6 +259,7 @@ impl Catalog {
                 .execute(&mut *tx)
                 .await?;
             sqlx::query("DELETE FROM bookmarks WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM vm_tags WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM vms WHERE id = $1").bind(&vm).execute(&mut *tx).await?;
         });
         Ok(())

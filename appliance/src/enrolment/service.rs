@@ -163,6 +163,14 @@ impl EnrolmentService {
         }
         let now_us = now_us();
         let token = self.token(&request, now_us).await?;
+        // No clone takes the name meanwhile.
+        let _changing = self.core.clones.changing.lock().await;
+        if self.core.fleet.by_name(&token.vm_name).is_some_and(|vm| vm.origin.is_some()) {
+            return Err(Status::already_exists(format!(
+                "a clone is named '{0}': `tidemark clone remove {0}`, or use another name",
+                token.vm_name
+            )));
+        }
         let existing =
             self.core.catalog.vm_by_name(&token.vm_name).await.map_err(|error| unavailable(&error))?;
         let response = match (existing, token.replaces()) {

@@ -81,15 +81,15 @@ fn us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A VM's name stands in commands, paths people type, and metrics.
-fn check_name(name: &str) -> Result<(), TokenError> {
+/// A VM's name, or a clone's, stands in commands, paths people type, and metrics.
+pub(crate) fn check_name(name: &str) -> Result<(), TokenError> {
     let characters = name.chars().count();
     let plain = |c: char| c.is_alphanumeric() || "-_.:@+".contains(c);
     if (1..=NAME_MAX_CHARS).contains(&characters) && name.chars().all(plain) && !name.starts_with('-') {
         return Ok(());
     }
     Err(TokenError::Invalid(format!(
-        "a VM's name has 1 to {NAME_MAX_CHARS} letters, digits and -_.:@+ and does not begin with '-'"
+        "a name has 1 to {NAME_MAX_CHARS} letters, digits and -_.:@+ and does not begin with '-'"
     )))
 }
 

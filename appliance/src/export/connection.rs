@@ -34,8 +34,7 @@ where
     let Some(acceptor) = &served.tls else {
         let negotiated = within_limit(async {
             let client = greet(&mut stream).await?;
-            let mut negotiation =
-                Negotiation::new(&served.name, served.source.size(), client, Security::Local);
+            let mut negotiation = negotiation(served, client, Security::Local);
             negotiate(&mut stream, &mut negotiation).await
         });
         return match negotiated.await? {
@@ -45,8 +44,7 @@ where
     };
     let negotiated = within_limit(async {
         let client = greet(&mut stream).await?;
-        let mut negotiation =
-            Negotiation::new(&served.name, served.source.size(), client, Security::TlsRequired);
+        let mut negotiation = negotiation(served, client, Security::TlsRequired);
         if !matches!(negotiate(&mut stream, &mut negotiation).await?, Outcome::StartTls) {
             return Ok(None);
         }
@@ -61,6 +59,11 @@ where
         Some((stream, agreed)) => transmission::serve(stream, Arc::clone(&served.source), agreed).await,
         None => Ok(()),
     }
+}
+
+fn negotiation(served: &Served, client: ClientFlags, security: Security) -> Negotiation<'_> {
+    Negotiation::new(&served.name, served.source.size(), client, security)
+        .writable(served.source.writer().is_some())
 }
 
 async fn within_limit<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -1,4 +1,4 @@
-//! NBD exports of views: a server of the fixed newstyle protocol, read-only.
+//! NBD exports of views, read-only, and of clones, writable: a server of the fixed newstyle protocol.
 //!
 //! [`Exports`] is what the console service calls. Below it: [`wire`] (the encoding), [`negotiation`] (a state machine
 //! without I/O), and the connections. Nothing is served without either a Unix socket of mode 0600 or TLS with a client
@@ -17,4 +17,4 @@ pub mod wire;
 mod worker;
 
 pub use registry::{ExportError, Exports};
-pub use source::{ExportSource, SourceExtent, ViewSource};
+pub use source::{ExportSource, ExportWriter, SourceExtent, ViewSource};

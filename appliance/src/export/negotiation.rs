@@ -53,13 +53,20 @@ pub struct Negotiation<'a> {
     client: ClientFlags,
     security: Security,
     agreed: Agreed,
+    writable: bool,
 }
 
 impl<'a> Negotiation<'a> {
     /// For the export `name` of `size` bytes; the empty name means the same export.
     #[must_use]
     pub fn new(name: &'a str, size: u64, client: ClientFlags, security: Security) -> Self {
-        Self { name, size, client, security, agreed: Agreed::default() }
+        Self { name, size, client, security, agreed: Agreed::default(), writable: false }
+    }
+
+    /// The export takes writes.
+    #[must_use]
+    pub fn writable(self, writable: bool) -> Self {
+        Self { writable, ..self }
     }
 
     /// TLS is on. Whatever was said before does not count.
@@ -126,11 +133,20 @@ impl<'a> Negotiation<'a> {
     }
 
     fn transmission_flags(&self) -> u16 {
+        let access = if self.writable {
+            transmission::SEND_FUA
+                | transmission::SEND_TRIM
+                | transmission::SEND_WRITE_ZEROES
+                | transmission::SEND_FAST_ZERO
+        } else {
+            transmission::READ_ONLY
+        };
+        // Several connections see one volume: a flush on one covers what was answered on all.
         let fixed = transmission::HAS_FLAGS
-            | transmission::READ_ONLY
             | transmission::SEND_FLUSH
             | transmission::CAN_MULTI_CONN
-            | transmission::SEND_CACHE;
+            | transmission::SEND_CACHE
+            | access;
         if self.agreed.structured { fixed | transmission::SEND_DF } else { fixed }
     }
 

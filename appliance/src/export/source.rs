@@ -14,7 +14,7 @@ pub struct SourceExtent {
     pub zero: bool,
 }
 
-/// A read-only volume that never changes. Calls block and may come from many threads at once.
+/// A volume: read-only and never changing, unless it has a writer. Calls block and may come from many threads at once.
 pub trait ExportSource: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self) -> u64;
@@ -31,6 +31,33 @@ pub trait ExportSource: Send + Sync + 'static {
     /// # Errors
     /// As [`ExportSource::read_at`].
     fn extents(&self, offset: u64, length: u64) -> io::Result<Vec<SourceExtent>>;
+
+    /// How it is written, if it may be.
+    fn writer(&self) -> Option<&dyn ExportWriter> {
+        None
+    }
+}
+
+/// Changes a volume. Ranges lie inside it and are not empty. What a call has written is seen by every read that begins
+/// after it returned, on any connection. Calls block and may come from many threads at once.
+pub trait ExportWriter: Send + Sync {
+    /// Writes bytes.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StorageFull`] when there is no space; any other: the appliance's disk failed.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes a range read as zeroes; `discard`: because nobody needs its content any more.
+    ///
+    /// # Errors
+    /// As [`ExportWriter::write_at`].
+    fn zero(&self, offset: u64, length: u64, discard: bool) -> io::Result<()>;
+
+    /// Makes durable what was written before the call, by anyone.
+    ///
+    /// # Errors
+    /// As [`ExportWriter::write_at`]; what is not durable then is unknown.
+    fn flush(&self) -> io::Result<()>;
 }
 
 /// Bytes of a view that one question about extents looks at, at most: 256 MiB. A client that asks for more gets the

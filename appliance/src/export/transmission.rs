@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::negotiation::Agreed;
 use super::pace::Pace;
 use super::reply;
-use super::source::ExportSource;
+use super::source::{ExportSource, ExportWriter};
 use super::wire::{
     Command, REQUEST_HEADER_BYTES, REQUEST_MAX_BYTES, Request, command_flag, decode_request, errno,
 };
@@ -86,24 +86,35 @@ impl Workers {
         }
     }
 
-    /// Hands a request to a thread, once there is room for it.
-    async fn start<W: AsyncWrite + Send + Unpin + 'static>(
-        &mut self,
-        connection: &Arc<Connection<W>>,
-        request: Request,
-    ) -> io::Result<()> {
+    /// Room for a request, once there is some.
+    async fn room(&self, request: &Request) -> io::Result<Room> {
         let one = Arc::clone(&self.requests).acquire_owned().await.map_err(io::Error::other)?;
-        // A question about extents names the length of what it asks about, which costs no memory.
+        // Only of these does the length take memory: of the others it says what they are about.
         let memory = match request.command {
-            Command::Read => request.length.div_ceil(BUDGET_UNIT_BYTES).clamp(1, BUDGET_UNITS),
+            Command::Read | Command::Write => {
+                request.length.div_ceil(BUDGET_UNIT_BYTES).clamp(1, BUDGET_UNITS)
+            }
             _ => 1,
         };
         let memory = Arc::clone(&self.budget).acquire_many_owned(memory).await.map_err(io::Error::other)?;
-        self.answers.spawn(answer(Arc::clone(connection), request, (one, memory)));
+        Ok((one, memory))
+    }
+
+    /// Hands a request to a thread.
+    fn start<W: AsyncWrite + Send + Unpin + 'static>(
+        &mut self,
+        connection: &Arc<Connection<W>>,
+        request: Request,
+        data: Vec<u8>,
+        room: Room,
+    ) {
+        self.answers.spawn(answer(Arc::clone(connection), request, data, room));
         while self.answers.try_join_next().is_some() {}
-        Ok(())
     }
 }
+
+/// Room for one request and for its memory; given back when dropped.
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// Serves requests until the client leaves.
 ///
@@ -153,29 +164,40 @@ where
         }
         let request =
             decode_request(header).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        match request.command {
-            Command::Disconnect => {
-                return if replies.is_empty() { Ok(()) } else { connection.send(&replies).await };
-            }
-            Command::Write => discard(reader, request.length).await?,
-            _ => {}
+        if request.command == Command::Disconnect {
+            return if replies.is_empty() { Ok(()) } else { connection.send(&replies).await };
         }
         let small = request.command == Command::Read && request.length <= SMALL_BYTES;
         if let Some((error, why)) = refusal(&request, connection) {
+            if request.command == Command::Write {
+                discard(reader, request.length).await?;
+            }
             reply::error(&connection.agreed, &request, error, why, &mut replies);
-        } else if request.command == Command::Flush {
+        } else if request.command == Command::Flush && connection.source.writer().is_none() {
             reply::done(&connection.agreed, &request, &mut replies);
         } else if small && pace.here() {
             let started = Instant::now();
             work(connection, &request, &mut replies);
             pace.took(started.elapsed());
         } else {
-            workers.start(connection, request).await?;
+            let room = workers.room(&request).await?;
+            let mut data = Vec::new();
+            if request.command == Command::Write {
+                // Its data may take a while to come.
+                if !replies.is_empty() {
+                    connection.send(&replies).await?;
+                    replies.clear();
+                }
+                data = connection.pool.take();
+                data.resize(usize::try_from(request.length).map_err(io::Error::other)?, 0);
+                reader.read_exact(&mut data).await?;
+            }
+            workers.start(connection, request, data, room);
         }
     }
 }
 
-/// The data of a refused write has to be read to find the next request. Only a client that ignores the flags sends it.
+/// The data of a refused write has to be read to find the next request.
 async fn discard<R: AsyncRead + Unpin>(reader: &mut R, length: u32) -> io::Result<()> {
     if length > REQUEST_MAX_BYTES {
         return Err(io::Error::new(
@@ -189,13 +211,16 @@ async fn discard<R: AsyncRead + Unpin>(reader: &mut R, length: u32) -> io::Resul
 
 /// Why a request cannot be served, if so.
 fn refusal<W>(request: &Request, connection: &Connection<W>) -> Option<(u32, &'static str)> {
+    let writable = connection.source.writer().is_some();
     let known_flags = match request.command {
         Command::Read if connection.agreed.structured => command_flag::DF,
         Command::BlockStatus => command_flag::REQ_ONE,
+        Command::Write | Command::Trim => command_flag::FUA,
+        Command::WriteZeroes => command_flag::FUA | command_flag::NO_HOLE | command_flag::FAST_ZERO,
         _ => 0,
     };
     match request.command {
-        Command::Write | Command::Trim | Command::WriteZeroes => {
+        Command::Write | Command::Trim | Command::WriteZeroes if !writable => {
             return Some((errno::EPERM, "the export is read-only"));
         }
         Command::Flush => return None,
@@ -205,15 +230,17 @@ fn refusal<W>(request: &Request, connection: &Connection<W>) -> Option<(u32, &'s
         }
         _ => {}
     }
+    let takes_space = matches!(request.command, Command::Write | Command::WriteZeroes);
+    let has_data = matches!(request.command, Command::Read | Command::Write);
     let end = request.offset.checked_add(u64::from(request.length));
     if request.flags & !known_flags != 0 {
         Some((errno::EINVAL, "unknown flags"))
     } else if request.length == 0 {
         Some((errno::EINVAL, "an empty range"))
     } else if end.is_none_or(|end| end > connection.source.size()) {
-        Some((errno::EINVAL, "a range beyond the end"))
-    } else if request.command == Command::Read && request.length > REQUEST_MAX_BYTES {
-        Some((errno::EINVAL, "a read longer than announced as the most"))
+        Some((if takes_space { errno::ENOSPC } else { errno::EINVAL }, "a range beyond the end"))
+    } else if has_data && request.length > REQUEST_MAX_BYTES {
+        Some((errno::EINVAL, "longer than announced as the most"))
     } else {
         None
     }
@@ -222,12 +249,17 @@ fn refusal<W>(request: &Request, connection: &Connection<W>) -> Option<(u32, &'s
 async fn answer<W: AsyncWrite + Send + Unpin + 'static>(
     connection: Arc<Connection<W>>,
     request: Request,
-    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    data: Vec<u8>,
+    _room: Room,
 ) {
     let worker = Arc::clone(&connection);
     let worked = tokio::task::spawn_blocking(move || {
         let mut reply = worker.pool.take();
-        work(&worker, &request, &mut reply);
+        if worker.source.writer().is_some_and(|writer| change(writer, &worker, &request, &data, &mut reply)) {
+            worker.pool.give(data);
+        } else {
+            work(&worker, &request, &mut reply);
+        }
         reply
     });
     let reply = worked.await.unwrap_or_else(|_| {
@@ -239,6 +271,42 @@ async fn answer<W: AsyncWrite + Send + Unpin + 'static>(
     if connection.send(&reply).await.is_ok() {
         connection.pool.give(reply);
     }
+}
+
+/// Carries out a request that changes the volume or makes changes durable, and appends the answer; false: it is none.
+fn change<W>(
+    writer: &dyn ExportWriter,
+    connection: &Connection<W>,
+    request: &Request,
+    data: &[u8],
+    out: &mut Vec<u8>,
+) -> bool {
+    let (offset, length) = (request.offset, u64::from(request.length));
+    let changed = match request.command {
+        Command::Write => writer.write_at(offset, data),
+        Command::Trim => writer.zero(offset, length, true),
+        Command::WriteZeroes => writer.zero(offset, length, false),
+        Command::Flush => writer.flush(),
+        _ => return false,
+    };
+    let durable = request.flags & command_flag::FUA != 0;
+    match changed.and_then(|()| if durable { writer.flush() } else { Ok(()) }) {
+        Ok(()) => reply::done(&connection.agreed, request, out),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            reply::error(&connection.agreed, request, errno::ENOSPC, "the appliance's disk is full", out);
+        }
+        Err(error) => {
+            tracing::error!(offset, length, "export write failed: {error}");
+            reply::error(
+                &connection.agreed,
+                request,
+                errno::EIO,
+                "the appliance cannot write this range",
+                out,
+            );
+        }
+    }
+    true
 }
 
 /// Appends the answer to a request that is not refused. Blocks while the source reads.

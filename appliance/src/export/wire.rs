@@ -65,14 +65,24 @@ pub mod transmission {
     pub const HAS_FLAGS: u16 = 1;
     pub const READ_ONLY: u16 = 1 << 1;
     pub const SEND_FLUSH: u16 = 1 << 2;
+    pub const SEND_FUA: u16 = 1 << 3;
+    pub const SEND_TRIM: u16 = 1 << 5;
+    pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub const SEND_DF: u16 = 1 << 7;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
     pub const SEND_CACHE: u16 = 1 << 10;
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
 }
 
 /// Flags of a request that mean something to us.
 pub mod command_flag {
     #![allow(missing_docs, reason = "names of the protocol")]
+    /// Durable when answered.
+    pub const FUA: u16 = 1;
+    /// Zeroes must take space: that of a journal is never reserved, so it changes nothing.
+    pub const NO_HOLE: u16 = 1 << 1;
+    /// Zeroes must not be written out: they never are.
+    pub const FAST_ZERO: u16 = 1 << 4;
     /// Do not fragment.
     pub const DF: u16 = 1 << 2;
     /// One extent is enough.
@@ -85,6 +95,7 @@ pub mod errno {
     pub const EPERM: u32 = 1;
     pub const EIO: u32 = 5;
     pub const EINVAL: u32 = 22;
+    pub const ENOSPC: u32 = 28;
     pub const ENOTSUP: u32 = 95;
 }
 
@@ -231,17 +242,17 @@ pub const REQUEST_HEADER_BYTES: usize = 28;
 pub enum Command {
     /// Data.
     Read,
-    /// Refused; data follows the header.
+    /// Data follows the header.
     Write,
     /// End of the connection.
     Disconnect,
-    /// Nothing to do: the volume does not change.
+    /// Make durable what was written.
     Flush,
-    /// Refused.
+    /// Forget a range.
     Trim,
     /// Read into the page cache.
     Cache,
-    /// Refused.
+    /// Write zeroes without sending them.
     WriteZeroes,
     /// Which parts are data.
     BlockStatus,

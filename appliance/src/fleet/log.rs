@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tidemark_journal::branch::ParentView;
 use tidemark_journal::storage::OsStorage;
 use tidemark_journal::view::BaseImages;
 use tidemark_journal::{DiskRecord, Journal, LiveImages, OpenError, Options, Position, SyncError};
@@ -14,9 +15,6 @@ use tokio::sync::watch;
 
 /// How long reopening waits for the last user of the old journal (a view being opened, say) before it gives up.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The note under which a journal keeps its VM's name.
-const NAME_NOTE: &str = "vm.name";
 
 /// The journal cannot be used now; the text says why.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -51,6 +49,8 @@ pub struct VmLog {
     maintaining: AtomicBool,
     /// Something was committed that it may have missed.
     maintenance_due: AtomicBool,
+    /// Of a clone, the journal that it continues.
+    below: OnceLock<Arc<VmLog>>,
 }
 
 #[derive(Debug)]
@@ -60,11 +60,24 @@ enum Slot {
 }
 
 impl VmLog {
+    /// The note under which a journal keeps its VM's name.
+    pub(crate) const NAME_NOTE: &str = "vm.name";
+
     /// Opens the journal in `dir`, creating it when there is none. Blocks. A journal that cannot be opened is kept as
     /// down, so that one damaged VM does not stop the others.
     #[must_use]
     pub fn open(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>) -> Arc<Self> {
-        let slot = open_slot(vm, dir, &images);
+        let slot = open_slot(vm, dir, &images, true);
+        Self::of(vm, dir, images, slot)
+    }
+
+    /// Opens the journal of a clone, which is there. Blocks. It can be read once [`VmLog::continue_from`] was called.
+    pub(crate) fn open_clone(id: VmId, dir: &Path, images: Arc<dyn BaseImages>) -> Arc<Self> {
+        let slot = open_slot(id, dir, &images, false);
+        Self::of(id, dir, images, slot)
+    }
+
+    fn of(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, slot: Slot) -> Arc<Self> {
         let position = match &slot {
             Slot::Open { journal, .. } => journal.durable(),
             Slot::Down(_) => Position::default(),
@@ -80,7 +93,29 @@ impl VmLog {
             queued: AtomicBool::new(false),
             maintaining: AtomicBool::new(false),
             maintenance_due: AtomicBool::new(false),
+            below: OnceLock::new(),
         })
+    }
+
+    /// Who reads images for it.
+    pub(crate) fn images(&self) -> Arc<dyn BaseImages> {
+        Arc::clone(&self.images)
+    }
+
+    /// The journal that this clone continues, from now on also when it is opened again.
+    pub(crate) fn continue_from(&self, parent: Arc<Self>) {
+        let _ = self.below.set(parent);
+        if let Ok(journal) = self.journal() {
+            self.attach(&journal);
+        }
+    }
+
+    fn attach(&self, journal: &Journal) {
+        if let (Some(point), Some(below)) = (journal.branch_point(), self.below.get()) {
+            let below = Arc::clone(below);
+            journal
+                .set_images(Arc::new(ParentView::new(point, move |lsn| Ok(below.journal()?.view(lsn)?))));
+        }
     }
 
     /// The journal, for reading and syncing. Do not keep it longer than one operation or one session.
@@ -125,10 +160,10 @@ impl VmLog {
     /// Keeps the VM's name in the journal, from which a lost catalog is rebuilt. Blocks.
     pub(crate) fn name_it(&self, name: &str) {
         let kept = self.writable().map_err(|down| down.0).and_then(|journal| {
-            if journal.note(NAME_NOTE).as_deref() == Some(name.as_bytes()) {
+            if journal.note(Self::NAME_NOTE).as_deref() == Some(name.as_bytes()) {
                 return Ok(());
             }
-            journal.put_note(NAME_NOTE, name.as_bytes()).map_err(|error| error.to_string())
+            journal.put_note(Self::NAME_NOTE, name.as_bytes()).map_err(|error| error.to_string())
         });
         if let Err(problem) = kept {
             tracing::warn!(vm = name, problem, "cannot keep the VM's name in its journal");
@@ -165,7 +200,7 @@ impl VmLog {
     /// The VM's name as the journal has it.
     #[must_use]
     pub(crate) fn noted_name(&self) -> Option<String> {
-        String::from_utf8(self.journal().ok()?.note(NAME_NOTE)?).ok()
+        String::from_utf8(self.journal().ok()?.note(Self::NAME_NOTE)?).ok()
     }
 
     /// Follows what is durable.
@@ -216,8 +251,9 @@ impl VmLog {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let slot = open_slot(self.vm, &self.dir, &self.images);
+        let slot = open_slot(self.vm, &self.dir, &self.images, self.below.get().is_none());
         if let Slot::Open { journal, .. } = &slot {
+            self.attach(journal);
             let position = journal.durable();
             self.durable.send_replace(Durable { position, ..Durable::default() });
         }
@@ -241,8 +277,8 @@ impl VmLog {
     }
 }
 
-fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>) -> Slot {
-    match open_journal(vm, dir) {
+fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>, create: bool) -> Slot {
+    match open_journal(vm, dir, create) {
         Ok((journal, damage)) => {
             journal.set_images(Arc::clone(images));
             Slot::Open { journal: Arc::new(journal), damage }
@@ -254,7 +290,7 @@ fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>) -> Slot {
     }
 }
 
-fn open_journal(vm: VmId, dir: &Path) -> Result<(Journal, Option<String>), OpenError> {
+fn open_journal(vm: VmId, dir: &Path, create: bool) -> Result<(Journal, Option<String>), OpenError> {
     let options = Options { key: rand::random(), ..Options::default() };
     if dir.exists() {
         let storage = Arc::new(OsStorage::open(dir).map_err(OpenError::Storage)?);
@@ -269,9 +305,11 @@ fn open_journal(vm: VmId, dir: &Path) -> Result<(Journal, Option<String>), OpenE
                 });
                 return Ok((journal, damage));
             }
-            Err(OpenError::Missing) => {}
+            Err(OpenError::Missing) if create => {}
             Err(error) => return Err(error),
         }
+    } else if !create {
+        return Err(OpenError::Missing);
     }
     std::fs::create_dir_all(dir).map_err(|error| {
         OpenError::Storage(tidemark_journal::storage::StorageError::os("create", "journal", error))

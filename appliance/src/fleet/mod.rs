@@ -10,4 +10,4 @@ pub use live::{Command, Live, MarkerAsk, SessionHandle};
 pub use log::{Durable, LogDown, VmLog};
 pub use progress::Progress;
 pub use status::{alarms, vm_info};
-pub use vm::{Fleet, MarkerOutcome, Vm};
+pub use vm::{Fleet, MarkerOutcome, Origin, Vm};

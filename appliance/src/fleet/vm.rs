@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
+use tidemark_journal::branch::BranchPoint;
 use tidemark_proto::ids::{Lsn, VmId};
 use tokio::sync::oneshot;
 
@@ -15,7 +16,16 @@ pub type MarkerOutcome = Result<(Lsn, u64), String>;
 /// Markers of one VM that are waited for at the same time, at most. Further requests are refused.
 const MARKERS_WAITING_MAX: usize = 64;
 
-/// One VM.
+/// Where a clone comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The VM or clone and the point that it continues; `None` when it needs no other any more.
+    pub point: Option<BranchPoint>,
+    /// When it was made, microseconds since 1970.
+    pub created_us: u64,
+}
+
+/// One VM, or a clone of one: a clone has no stream.
 #[derive(Debug)]
 pub struct Vm {
     /// Its id.
@@ -24,6 +34,8 @@ pub struct Vm {
     pub name: String,
     /// Its journal.
     pub log: Arc<VmLog>,
+    /// Of a clone, where it comes from.
+    pub origin: Option<Origin>,
     /// Held while a hello is judged: one at a time.
     pub(crate) admission: tokio::sync::Mutex<()>,
     session: Mutex<Option<SessionHandle>>,
@@ -40,6 +52,7 @@ impl Vm {
             id,
             name,
             log,
+            origin: None,
             admission: tokio::sync::Mutex::new(()),
             session: Mutex::default(),
             live: Mutex::default(),
@@ -47,6 +60,18 @@ impl Vm {
             // Request numbers of an earlier process must not be taken for ours.
             next_request: AtomicU64::new(crate::clock::now_us().max(1)),
         }
+    }
+
+    /// A clone.
+    #[must_use]
+    pub fn of_clone(id: VmId, name: String, log: Arc<VmLog>, origin: Origin) -> Self {
+        Self { origin: Some(origin), ..Self::new(id, name, log) }
+    }
+
+    /// Of a clone, whose history lies below it.
+    #[must_use]
+    pub fn parent(&self) -> Option<VmId> {
+        Some(self.origin?.point?.parent)
     }
 
     /// The live session.
@@ -125,31 +150,54 @@ impl Vm {
     }
 }
 
-/// All VMs of this appliance.
+/// All VMs of this appliance, and the clones. What a VM is named, no clone is.
 #[derive(Debug, Default)]
 pub struct Fleet {
     vms: RwLock<HashMap<VmId, Arc<Vm>>>,
 }
 
 impl Fleet {
-    /// A VM by id.
+    /// A VM or clone by id.
     #[must_use]
     pub fn get(&self, id: VmId) -> Option<Arc<Vm>> {
         self.vms.read().ok()?.get(&id).cloned()
     }
 
-    /// A VM by name.
+    /// A VM or clone by name.
     #[must_use]
     pub fn by_name(&self, name: &str) -> Option<Arc<Vm>> {
         self.vms.read().ok()?.values().find(|vm| vm.name == name).cloned()
     }
 
-    /// All VMs by name.
-    #[must_use]
-    pub fn all(&self) -> Vec<Arc<Vm>> {
-        let mut vms: Vec<_> = self.vms.read().map(|vms| vms.values().cloned().collect()).unwrap_or_default();
+    fn sorted(&self, which: impl Fn(&Vm) -> bool) -> Vec<Arc<Vm>> {
+        let chosen = |vms: &HashMap<VmId, Arc<Vm>>| vms.values().filter(|vm| which(vm)).cloned().collect();
+        let mut vms: Vec<Arc<Vm>> = self.vms.read().map(|vms| chosen(&vms)).unwrap_or_default();
         vms.sort_by(|a, b| a.name.cmp(&b.name));
         vms
+    }
+
+    /// All VMs by name, without clones.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Vm>> {
+        self.sorted(|vm| vm.origin.is_none())
+    }
+
+    /// All clones by name.
+    #[must_use]
+    pub fn clones(&self) -> Vec<Arc<Vm>> {
+        self.sorted(|vm| vm.origin.is_some())
+    }
+
+    /// VMs and clones: everything that has a journal.
+    #[must_use]
+    pub fn with_clones(&self) -> Vec<Arc<Vm>> {
+        self.sorted(|_| true)
+    }
+
+    /// The clones made from a VM or clone, by name.
+    #[must_use]
+    pub fn clones_of(&self, parent: VmId) -> Vec<Arc<Vm>> {
+        self.sorted(|vm| vm.parent() == Some(parent))
     }
 
     /// Adds a VM; one that is there stays.
@@ -159,7 +207,7 @@ impl Fleet {
         }
     }
 
-    /// Removes a VM.
+    /// Removes a VM or clone.
     pub fn remove(&self, id: VmId) {
         if let Ok(mut vms) = self.vms.write() {
             vms.remove(&id);

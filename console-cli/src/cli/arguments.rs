@@ -6,8 +6,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_proto::ids::DiskId;
 
+use super::clone::CloneCommand;
 use super::history::DiffArguments;
 use super::retention::{HoldArguments, PolicyCommand};
+use super::search::{SearchArguments, parse_tag};
 use crate::when::When;
 
 /// Recover any protected virtual machine to any write.
@@ -46,6 +48,11 @@ pub(crate) enum Command {
     /// Recovery points, the windows they lie in, and gaps
     #[command(subcommand, after_help = "Example: tidemark point list web-1 --from -2h")]
     Point(PointCommand),
+    /// Find bookmarks of all VMs by text, VM, tag, time and level
+    #[command(after_help = "Examples:\n  \
+        tidemark search upgrade\n  \
+        tidemark search --vm 'web-*' --tag app=shop --from -48h --consistency application")]
+    Search(SearchArguments),
     /// Which bytes of the disks differ between two points
     #[command(after_help = "Examples:\n  \
         tidemark diff web-1 --from bookmark:before-upgrade --to latest\n  \
@@ -62,7 +69,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example: tidemark mount web-1 --at -15m /mnt/then --writable\n         \
         mount -o loop /mnt/then/disk-1.raw /mnt/files\n\n\
         ext4 and XFS replay their journal when they mount a crash-consistent disk and refuse to do so on a read-only one: \
-        use --writable for them. Changes go to a private overlay that vanishes with the mount.")]
+        use --writable for them. Changes go to a private overlay that vanishes with the mount; those to a clone mounted \
+        --at latest (or without --at) go into the clone and stay.")]
     Mount(MountArguments),
     /// End a `tidemark mount`
     #[command(after_help = "Example: tidemark unmount /mnt/then")]
@@ -73,8 +81,11 @@ pub(crate) enum Command {
     /// Serve disks as of a point over NBD
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     #[command(after_help = "Examples:\n  tidemark export web-1 --at latest\n  tidemark export list\n  \
-        tidemark export stop ID")]
+        tidemark export stop ID\n  tidemark export web-1-test --writable      # a clone, for writing")]
     Export(ExportArguments),
+    /// Writable copies of a point that last
+    #[command(subcommand, after_help = "Example: tidemark clone create web-1 --at -15m --name web-1-test")]
+    Clone(CloneCommand),
     /// Look into a journal's files, without an appliance
     #[command(subcommand, after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
     Journal(JournalCommand),
@@ -171,6 +182,17 @@ pub(crate) enum VmCommand {
         /// Do not ask on a terminal
         #[arg(long)]
         yes: bool,
+    },
+    /// Set a tag of a VM, remove it (key=), or show all
+    #[command(
+        after_help = "Examples:\n  tidemark vm tag web-1 app=shop\n  tidemark vm tag web-1 app=\n  tidemark vm tag web-1"
+    )]
+    Tag {
+        /// The VM
+        name: String,
+        /// The tag; of an empty value it is removed
+        #[arg(value_name = "KEY=VALUE", value_parser = parse_tag)]
+        tag: Option<(String, String)>,
     },
     /// Wait until a VM reaches a state
     #[command(after_help = "Example: tidemark vm wait web-1 --state protected --timeout 60s")]
@@ -294,15 +316,15 @@ pub(crate) struct RecoverArguments {
 pub(crate) struct MountArguments {
     /// The virtual machine
     pub(crate) vm: String,
-    /// The recovery point
-    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
-    pub(crate) at: When,
+    /// The recovery point; not needed to write into a clone
+    #[arg(long, value_name = "WHEN", required_unless_present = "writable", allow_hyphen_values = true)]
+    pub(crate) at: Option<When>,
     /// An empty folder; made when missing
     pub(crate) dir: PathBuf,
     /// Only this disk (such as disk-1)
     #[arg(long, value_name = "ID")]
     pub(crate) disk: Option<DiskId>,
-    /// Allow changes, kept in a private overlay until unmounted
+    /// Allow changes, kept in a private overlay until unmounted, or in the clone
     #[arg(long)]
     pub(crate) writable: bool,
     /// Where the overlay lies; it may grow to the size of the disks [default: $TMPDIR or /tmp]
@@ -324,8 +346,11 @@ pub(crate) struct ExportArguments {
     #[arg(required = true)]
     pub(crate) vm: Option<String>,
     /// The recovery point
-    #[arg(long, value_name = "WHEN", required = true, allow_hyphen_values = true)]
+    #[arg(long, value_name = "WHEN", required_unless_present = "writable", allow_hyphen_values = true)]
     pub(crate) at: Option<When>,
+    /// Write into a clone: each write is a recovery point of it
+    #[arg(long)]
+    pub(crate) writable: bool,
     /// Only this disk (such as disk-1)
     #[arg(long, value_name = "ID")]
     pub(crate) disk: Option<DiskId>,
@@ -411,12 +436,16 @@ mod tests {
             vec!["tidemark", "recover", "web-1", "--at", "-15m", "--to", "/r"],
             vec!["tidemark", "export", "web-1", "--at", "-2h"],
             vec!["tidemark", "point", "list", "web-1", "--from", "-2h", "--to", "-1s"],
+            vec!["tidemark", "export", "copy", "--writable"],
+            vec!["tidemark", "mount", "copy", "/mnt", "--writable"],
+            vec!["tidemark", "clone", "create", "web-1", "--at", "-2h", "--name", "copy"],
             vec!["tidemark", "export", "list"],
             vec!["tidemark", "export", "stop", "7"],
         ] {
             Cli::try_parse_from(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
         }
         assert!(Cli::try_parse_from(["tidemark", "export", "web-1"]).is_err(), "--at is required");
+        assert!(Cli::try_parse_from(["tidemark", "mount", "web-1", "/mnt"]).is_err(), "--at is required");
     }
 
     #[test]

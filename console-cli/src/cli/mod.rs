@@ -1,14 +1,18 @@
 //! The grammar of the command line.
 
 mod arguments;
+mod clone;
 mod history;
 mod retention;
+mod search;
 mod usage;
 
 pub(crate) use arguments::{
     BookmarkCommand, CertCommand, Cli, Command, ExportArguments, ExportCommand, JournalCommand,
     MountArguments, PointCommand, RecoverArguments, TokenCommand, VmCommand, VmState,
 };
+pub(crate) use clone::CloneCommand;
 pub(crate) use history::DiffArguments;
 pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};
+pub(crate) use search::SearchArguments;
 pub(crate) use usage::{UsageError, one_line};

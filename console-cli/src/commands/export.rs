@@ -7,14 +7,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use tidemark_proto::v1::{Empty, ExportInfo, StartExportRequest, StopExportRequest};
+use tidemark_proto::v1::{Empty, ExportCloneRequest, ExportInfo, StartExportRequest, StopExportRequest};
 
-use crate::appliance::{Client, refused};
+use crate::appliance::{Client, ClonesClient, refused};
 use crate::cli::{ExportArguments, ExportCommand, UsageError};
 use crate::context::configuration_folder;
 use crate::output::{self, Table};
+use crate::when::When;
 
-pub(super) async fn run(mut client: Client, arguments: ExportArguments, json: bool) -> Result<()> {
+pub(super) async fn run(
+    mut client: Client,
+    clones: ClonesClient,
+    arguments: ExportArguments,
+    json: bool,
+) -> Result<()> {
     match arguments.command {
         Some(ExportCommand::List) => {
             let exports =
@@ -39,21 +45,41 @@ pub(super) async fn run(mut client: Client, arguments: ExportArguments, json: bo
                 output::line(&format!("Export {id} is stopped."))
             }
         }
-        None => start(client, arguments, json).await,
+        None => start(client, clones, arguments, json).await,
     }
 }
 
-async fn start(mut client: Client, arguments: ExportArguments, json: bool) -> Result<()> {
-    let (Some(vm), Some(at)) = (arguments.vm, arguments.at) else {
-        bail!(UsageError("name a VM and a point: tidemark export VM --at WHEN".to_owned()));
+/// Starts the exports that the arguments ask for.
+async fn ask(
+    client: &mut Client,
+    mut clones: ClonesClient,
+    arguments: &ExportArguments,
+) -> Result<Vec<ExportInfo>> {
+    let disk = arguments.disk.map(|disk| disk.to_string()).unwrap_or_default();
+    let tls_addr = arguments.tls.clone().unwrap_or_default();
+    let reply = match (arguments.vm.clone(), &arguments.at, arguments.writable) {
+        (Some(name), None | Some(When::Latest), true) => {
+            clones.export_clone(ExportCloneRequest { name, disk, tls_addr }).await
+        }
+        (Some(_), Some(_), true) => bail!(UsageError(
+            "a clone is written at its end: leave --at out, or make a clone of that point".to_owned()
+        )),
+        (Some(vm), Some(at), false) => {
+            let at = Some(at.to_proto());
+            client.start_export(StartExportRequest { vm, at, disk, tls_addr }).await
+        }
+        _ => bail!(UsageError("name a VM and a point: tidemark export VM --at WHEN".to_owned())),
     };
-    let request = StartExportRequest {
-        vm,
-        at: Some(at.to_proto()),
-        disk: arguments.disk.map(|disk| disk.to_string()).unwrap_or_default(),
-        tls_addr: arguments.tls.clone().unwrap_or_default(),
-    };
-    let exports = client.start_export(request).await.map_err(|status| refused(&status))?.into_inner().exports;
+    Ok(reply.map_err(|status| refused(&status))?.into_inner().exports)
+}
+
+async fn start(
+    mut client: Client,
+    clones: ClonesClient,
+    arguments: ExportArguments,
+    json: bool,
+) -> Result<()> {
+    let exports = ask(&mut client, clones, &arguments).await?;
     let mut shown = Vec::new();
     for export in &exports {
         let credentials = if arguments.tls.is_some() {

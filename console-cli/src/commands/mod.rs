@@ -2,6 +2,7 @@
 
 mod bookmark;
 mod cert;
+mod clone;
 mod diff;
 mod export;
 mod journal;
@@ -9,6 +10,7 @@ mod mount;
 mod point;
 mod policy;
 mod recover;
+mod search;
 mod status;
 mod token;
 mod vm;
@@ -18,8 +20,8 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use tonic::transport::Channel;
 
-use crate::appliance::{Client, channel, console, history, retention};
-use crate::cli::{Cli, Command};
+use crate::appliance::{self, Client, channel, clones, console, history, retention};
+use crate::cli::{Cli, Command, VmCommand};
 use crate::context::Context;
 use crate::renewal;
 
@@ -58,12 +60,17 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
         Command::Token(command) => token::run(client, command, json).await,
         Command::Cert(command) => cert::run(client, command, json).await,
+        Command::Search(arguments) => search::run(appliance::search(channel), arguments, json).await,
+        Command::Vm(VmCommand::Tag { name, tag }) => {
+            search::tag(appliance::search(channel), name, tag, json).await
+        }
         Command::Vm(command) => vm::run(client, command, json).await,
         Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,
         Command::Policy(command) => policy::run(retention(channel), command, json).await,
         Command::Point(command) => point::run(client, command, json).await,
         Command::Recover(arguments) => recover::run(client, &arguments, json).await,
-        Command::Export(arguments) => export::run(client, arguments, json).await,
+        Command::Export(arguments) => export::run(client, clones(channel), arguments, json).await,
+        Command::Clone(command) => clone::run(clones(channel), command, json).await,
         Command::Status => status::run(client, json).await,
         Command::Journal(_) | Command::Mount(_) | Command::Unmount { .. } => Ok(()),
     }

@@ -14,11 +14,13 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{client, runtime};
-use crate::cli::MountArguments;
+use super::{client, connected, runtime};
+use crate::appliance::clones;
+use crate::cli::{MountArguments, UsageError};
 use crate::context::state_folder;
 use crate::fuse::{self, Mounted};
-use crate::view::RemoteView;
+use crate::view::{RemoteClone, RemoteView};
+use crate::when::When;
 use crate::{moment, output, size};
 
 /// Set for the background process.
@@ -60,7 +62,11 @@ fn print(mounted: &Mounted, json: bool) -> Result<()> {
     if json {
         return output::json(mounted);
     }
-    let kind = if mounted.writable { "writable, changes vanish with the mount" } else { "read-only" };
+    let kind = match (mounted.writable, mounted.kept) {
+        (true, true) => "writable, changes stay in the clone",
+        (true, false) => "writable, changes vanish with the mount",
+        (false, _) => "read-only",
+    };
     output::line(&format!(
         "Mounted as of {} (lsn:{}), {kind}:",
         moment::local(mounted.time_us),
@@ -79,15 +85,28 @@ fn serve(
     ready: impl FnOnce(&Mounted) -> Result<()>,
 ) -> Result<()> {
     let dir = fuse::prepare(&arguments.dir)?;
+    let runtime = runtime()?;
+    let at_end = matches!(arguments.at, None | Some(When::Latest));
+    if arguments.writable && at_end && arguments.overlay_dir.is_none() {
+        let clone = runtime.block_on(async {
+            let client = clones(connected(context).await?);
+            RemoteClone::open(&client, &arguments.vm, arguments.disk).await
+        })?;
+        if let Some(clone) = clone {
+            return fuse::serve_clone(clone, runtime.handle().clone(), &dir, ready);
+        }
+    }
+    let Some(at) = &arguments.at else {
+        bail!(UsageError(format!("'{}' is no clone: name the point to mount with --at", arguments.vm)));
+    };
     let overlay_dir = arguments
         .writable
         .then(|| arguments.overlay_dir.clone().unwrap_or_else(std::env::temp_dir).canonicalize())
         .transpose()
         .context("find the folder for the overlay: name one with --overlay-dir")?;
-    let runtime = runtime()?;
     let view = runtime.block_on(async {
         let client = client(context).await?;
-        RemoteView::open(&client, &arguments.vm, &arguments.at, arguments.disk).await
+        RemoteView::open(&client, &arguments.vm, at, arguments.disk).await
     })?;
     fuse::serve(view, runtime.handle().clone(), &dir, overlay_dir.as_deref(), ready)
 }

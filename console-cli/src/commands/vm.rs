@@ -31,6 +31,8 @@ pub(super) async fn run(mut client: Client, command: VmCommand, json: bool) -> R
             }
             table.print()
         }
+        // The search service's, and done by it.
+        VmCommand::Tag { .. } => Ok(()),
         VmCommand::Show { name } => {
             let vm = one(&mut client, &name).await?;
             if json { output::json(&to_json(&vm)) } else { show(&vm) }

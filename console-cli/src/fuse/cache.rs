@@ -31,6 +31,20 @@ pub(crate) trait Fetch: Send + Sync + 'static {
     fn spawn(&self, work: Box<dyn FnOnce() + Send>);
     /// Bytes of `disk`.
     fn size(&self, disk: usize) -> u64;
+    /// Where changes go, if they are to stay. Nothing is cached then: what is read is what was written last.
+    fn keeper(&self) -> Option<&dyn Keep> {
+        None
+    }
+}
+
+/// Takes changes that outlive the mount. Blocking; ranges lie inside the disk.
+pub(crate) trait Keep: Send + Sync {
+    /// Writes bytes, not durably.
+    fn write(&self, disk: usize, offset: u64, data: &[u8]) -> Result<()>;
+    /// Makes a range read as zeroes, not durably.
+    fn zero(&self, disk: usize, offset: u64, length: u64) -> Result<()>;
+    /// Makes durable what was written.
+    fn flush(&self) -> Result<()>;
 }
 
 #[derive(Debug, Clone)]

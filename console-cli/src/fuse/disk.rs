@@ -4,8 +4,11 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::cache::{Cache, Fetch};
+use anyhow::{Result, bail};
+
+use super::cache::{Cache, Fetch, Keep};
 use super::overlay::{BLOCK_BYTES, Overlay};
+use crate::view::Piece;
 
 /// At most one failed read per disk is logged in this time; the rest are counted.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +41,11 @@ impl<F: Fetch> MountedDisk<F> {
     }
 
     pub(crate) fn writable(&self) -> bool {
-        self.overlay.is_some()
+        self.overlay.is_some() || self.keeper().is_some()
+    }
+
+    fn keeper(&self) -> Option<&dyn Keep> {
+        self.view.source().keeper()
     }
 
     /// Reads up to `length` bytes; less at the disk's end, nothing beyond it.
@@ -69,25 +76,58 @@ impl<F: Fetch> MountedDisk<F> {
     }
 
     fn read_view(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.view.read(self.index, offset, buffer).map_err(|error| {
-            self.log_failure(offset, &error);
-            io::Error::from_raw_os_error(libc::EIO)
-        })
+        let read = match self.keeper() {
+            None => self.view.read(self.index, offset, buffer),
+            Some(_) => self.read_uncached(offset, buffer),
+        };
+        read.map_err(|error| self.failed("read", offset, &error))
     }
 
-    fn log_failure(&self, offset: u64, error: &anyhow::Error) {
+    fn read_uncached(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut rest = buffer;
+        for piece in self.view.source().fetch(self.index, offset, rest.len() as u64)? {
+            let length = usize::try_from(piece.length()).unwrap_or(usize::MAX).min(rest.len());
+            let (now, later) = rest.split_at_mut(length);
+            match piece {
+                Piece::Data(data) => now.copy_from_slice(data.get(..length).unwrap_or_default()),
+                Piece::Zeroes(_) => now.fill(0),
+            }
+            rest = later;
+        }
+        if rest.is_empty() { Ok(()) } else { bail!("the read ended early") }
+    }
+
+    /// An I/O error for the caller, the cause for the log.
+    fn failed(&self, what: &str, offset: u64, error: &anyhow::Error) -> io::Error {
+        self.log_failure(what, offset, error);
+        io::Error::from_raw_os_error(libc::EIO)
+    }
+
+    /// Makes durable what was written, where changes stay. Those to an overlay are thrown away with the mount.
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        let flushed = self.keeper().map_or(Ok(()), Keep::flush);
+        flushed.map_err(|error| self.failed("flush", 0, &error))
+    }
+
+    fn log_failure(&self, what: &str, offset: u64, error: &anyhow::Error) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         let (logged, unlogged) = &mut *failures;
         if logged.is_some_and(|logged| logged.elapsed() < LOG_INTERVAL) {
             *unlogged += 1;
             return;
         }
-        tracing::error!(disk = %self.name, offset, unlogged = *unlogged, "read failed: {error:#}");
+        tracing::error!(disk = %self.name, offset, unlogged = *unlogged, "{what} failed: {error:#}");
         (*logged, *unlogged) = (Some(Instant::now()), 0);
     }
 
-    /// Writes into the overlay. A range beyond the disk's end is refused: a disk does not grow.
+    /// Writes into the overlay, or to whoever keeps changes. A range beyond the disk's end is refused: a disk does not grow.
     pub(crate) fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if let Some(keeper) = self.keeper() {
+            self.checked_end(offset, data.len() as u64)?;
+            return keeper
+                .write(self.index, offset, data)
+                .map_err(|error| self.failed("write", offset, &error));
+        }
         let overlay = self.overlay.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EROFS))?;
         let end = self.checked_end(offset, data.len() as u64)?;
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -99,6 +139,12 @@ impl<F: Fetch> MountedDisk<F> {
 
     /// Makes a range read as zeroes: what a discard does to a loop device on this file.
     pub(crate) fn zero(&self, offset: u64, length: u64) -> io::Result<()> {
+        if let Some(keeper) = self.keeper() {
+            self.checked_end(offset, length)?;
+            return keeper
+                .zero(self.index, offset, length)
+                .map_err(|error| self.failed("discard", offset, &error));
+        }
         let overlay = self.overlay.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EROFS))?;
         let end = self.checked_end(offset, length)?;
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -136,11 +182,10 @@ impl<F: Fetch> MountedDisk<F> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::{Result, anyhow};
+    use anyhow::anyhow;
     use bytes::Bytes;
 
     use super::*;
-    use crate::view::Piece;
 
     struct Ram(Bytes);
 

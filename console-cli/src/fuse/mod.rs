@@ -8,4 +8,4 @@ mod overlay;
 mod server;
 
 pub(crate) use mountpoint::{prepare, unmount};
-pub(crate) use server::{Mounted, serve};
+pub(crate) use server::{Mounted, serve, serve_clone};

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
 use fuser::{Config, MountOption, Session};
 use serde::{Deserialize, Serialize};
+use tidemark_proto::v1::ViewDisk;
 use tokio::runtime::Handle;
 
-use super::cache::{Cache, Fetch};
+use super::cache::{Cache, Fetch, Keep};
 use super::disk::MountedDisk;
 use super::filesystem::ViewFolder;
 use super::mountpoint::source_name;
 use super::overlay::Overlay;
-use crate::view::{Piece, RemoteView};
+use crate::view::{Piece, RemoteClone, RemoteView};
 
 /// Threads that answer the kernel; each may wait for one read from the appliance.
 const THREADS: usize = 8;
@@ -30,6 +32,8 @@ pub(crate) struct Mounted {
     /// For people: microseconds since 1970.
     pub(crate) time_us: u64,
     pub(crate) writable: bool,
+    /// Changes stay, in the clone.
+    pub(crate) kept: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +64,44 @@ impl Fetch for RemoteFetch {
     }
 }
 
+/// Reads and writes a clone over gRPC from threads that may block.
+struct CloneFetch {
+    clone: RemoteClone,
+    handle: Handle,
+}
+
+impl Fetch for CloneFetch {
+    fn fetch(&self, disk: usize, offset: u64, length: u64) -> Result<Vec<Piece>> {
+        self.handle.block_on(self.clone.read(disk, offset, length))
+    }
+
+    fn spawn(&self, work: Box<dyn FnOnce() + Send>) {
+        drop(self.handle.spawn_blocking(work));
+    }
+
+    fn size(&self, disk: usize) -> u64 {
+        self.clone.description().disks.get(disk).map_or(0, |disk| disk.size_bytes)
+    }
+
+    fn keeper(&self) -> Option<&dyn Keep> {
+        Some(self)
+    }
+}
+
+impl Keep for CloneFetch {
+    fn write(&self, disk: usize, offset: u64, data: &[u8]) -> Result<()> {
+        self.handle.block_on(self.clone.write(disk, offset, Bytes::copy_from_slice(data), 0))
+    }
+
+    fn zero(&self, disk: usize, offset: u64, length: u64) -> Result<()> {
+        self.handle.block_on(self.clone.write(disk, offset, Bytes::new(), length))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.handle.block_on(self.clone.flush())
+    }
+}
+
 /// Mounts `view` at `dir`, calls `ready`, and serves until somebody unmounts it. A failing `ready` unmounts at once.
 /// `overlay_dir` makes it writable.
 pub(crate) fn serve(
@@ -69,17 +111,46 @@ pub(crate) fn serve(
     overlay_dir: Option<&Path>,
     ready: impl FnOnce(&Mounted) -> Result<()>,
 ) -> Result<()> {
-    let mounted = describe(&view, dir, overlay_dir.is_some());
-    let time = UNIX_EPOCH + Duration::from_micros(view.time_us());
+    let (vm, time_us) = (view.vm().to_owned(), view.time_us());
+    let mounted = describe(view.disks(), dir, (view.lsn(), time_us), overlay_dir.is_some());
+    let fetch = RemoteFetch { view, handle: handle.clone() };
+    serve_disks(fetch, &vm, mounted, &handle, overlay_dir, ready)
+}
+
+/// As [`serve`], of a clone: what is written stays in it.
+pub(crate) fn serve_clone(
+    clone: RemoteClone,
+    handle: Handle,
+    dir: &Path,
+    ready: impl FnOnce(&Mounted) -> Result<()>,
+) -> Result<()> {
+    let description = clone.description();
+    let name = description.vm.clone();
+    let mut mounted = describe(&description.disks, dir, (description.lsn, description.time_us), true);
+    mounted.kept = true;
+    let fetch = CloneFetch { clone, handle: handle.clone() };
+    serve_disks(fetch, &name, mounted, &handle, None, ready)
+}
+
+fn serve_disks<F: Fetch>(
+    fetch: F,
+    vm: &str,
+    mounted: Mounted,
+    handle: &Handle,
+    overlay_dir: Option<&Path>,
+    ready: impl FnOnce(&Mounted) -> Result<()>,
+) -> Result<()> {
+    let dir = mounted.dir.as_path();
+    let time = UNIX_EPOCH + Duration::from_micros(mounted.time_us);
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![
-        MountOption::FSName(source_name(view.vm(), view.lsn())),
+        MountOption::FSName(source_name(vm, mounted.lsn)),
         MountOption::DefaultPermissions,
         MountOption::NoExec,
-        if overlay_dir.is_some() { MountOption::RW } else { MountOption::RO },
+        if mounted.writable { MountOption::RW } else { MountOption::RO },
     ];
-    let cache = Cache::new(RemoteFetch { view, handle: handle.clone() });
+    let cache = Cache::new(fetch);
     let mut disks = Vec::new();
     for (index, file) in mounted.files.iter().enumerate() {
         let overlay = overlay_dir.map(|folder| Overlay::create(folder, file.size_bytes)).transpose()?;
@@ -92,7 +163,7 @@ pub(crate) fn serve(
             "is FUSE available (modprobe fuse), and for other users than root fusermount3 installed?";
         anyhow!("mount at {}: {error}: {advice}", dir.display())
     })?;
-    unmount_on_signals(&handle, session.unmount_callable());
+    unmount_on_signals(handle, session.unmount_callable());
     // Serves from now on, so that whoever waits for `ready` finds answers.
     let session = session.spawn().context("start serving")?;
     if let Err(error) = ready(&mounted) {
@@ -102,8 +173,8 @@ pub(crate) fn serve(
     session.join().context("serve the mount")
 }
 
-fn describe(view: &RemoteView, dir: &Path, writable: bool) -> Mounted {
-    let files = view.disks().iter().map(|disk| MountedFile {
+fn describe(disks: &[ViewDisk], dir: &Path, (lsn, time_us): (u64, u64), writable: bool) -> Mounted {
+    let files = disks.iter().map(|disk| MountedFile {
         disk: disk.id.clone(),
         path: dir.join(format!("{}.raw", disk.id)),
         size_bytes: disk.size_bytes,
@@ -111,10 +182,11 @@ fn describe(view: &RemoteView, dir: &Path, writable: bool) -> Mounted {
     Mounted {
         dir: dir.to_owned(),
         files: files.collect(),
-        lsn: view.lsn(),
-        time: crate::moment::json(view.time_us()),
-        time_us: view.time_us(),
+        lsn,
+        time: crate::moment::json(time_us),
+        time_us,
         writable,
+        kept: false,
     }
 }
 

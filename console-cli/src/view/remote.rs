@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tidemark_proto::ids::DiskId;
 use tidemark_proto::limits::READ_MAX_BYTES;
-use tidemark_proto::v1::{self, OpenViewReply, OpenViewRequest, ReadViewRequest, ViewDisk};
+use tidemark_proto::v1::{self, OpenViewReply, OpenViewRequest, ReadViewRequest, ViewChunk, ViewDisk};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
@@ -135,26 +135,8 @@ impl RemoteView {
         length: u64,
     ) -> Result<Vec<Piece>, Status> {
         let request = ReadViewRequest { view_id, disk: disk.to_owned(), offset, length };
-        let read = async {
-            let mut chunks = self.client.clone().read_view(request).await?.into_inner();
-            let mut pieces = Vec::new();
-            let mut left = length;
-            while let Some(chunk) = chunks.message().await? {
-                for piece in [Piece::Data(chunk.data), Piece::Zeroes(chunk.zero_bytes)] {
-                    if piece.length() > 0 {
-                        left = left
-                            .checked_sub(piece.length())
-                            .ok_or_else(|| Status::data_loss("the appliance sent more than was asked for"))?;
-                        pieces.push(piece);
-                    }
-                }
-            }
-            if left > 0 {
-                Err(Status::unavailable("the appliance sent less than was asked for"))
-            } else {
-                Ok(pieces)
-            }
-        };
+        let read =
+            async { collect(self.client.clone().read_view(request).await?.into_inner(), length).await };
         timeout(CALL_TIMEOUT, read).await.unwrap_or_else(|_| Err(Status::deadline_exceeded("")))
     }
 
@@ -181,6 +163,23 @@ impl RemoteView {
         *lease = Lease { view_id: description.view_id, _held: held, epoch: epoch + 1, reopen_tried: None };
         Ok(())
     }
+}
+
+/// The pieces of one read; they must add up to `length`.
+pub(super) async fn collect(mut chunks: Streaming<ViewChunk>, length: u64) -> Result<Vec<Piece>, Status> {
+    let mut pieces = Vec::new();
+    let mut left = length;
+    while let Some(chunk) = chunks.message().await? {
+        for piece in [Piece::Data(chunk.data), Piece::Zeroes(chunk.zero_bytes)] {
+            if piece.length() > 0 {
+                left = left
+                    .checked_sub(piece.length())
+                    .ok_or_else(|| Status::data_loss("the appliance sent more than was asked for"))?;
+                pieces.push(piece);
+            }
+        }
+    }
+    if left > 0 { Err(Status::unavailable("the appliance sent less than was asked for")) } else { Ok(pieces) }
 }
 
 /// Whether the view may be gone while its history is not.

@@ -146,6 +146,6 @@ impl Journal {
         let snapshot = runs.kept.get(&lsn)?;
         let disks = snapshot.kept.disks.iter();
         let disks = disks.map(|disk| ViewDisk { id: disk.id, size_bytes: disk.size_bytes }).collect();
-        Some(View::of_images(Arc::clone(&self.source), Arc::clone(&snapshot.base), disks))
+        Some(View::of_images(Arc::clone(&self.source), Arc::clone(&snapshot.base), disks, runs.generation))
     }
 }

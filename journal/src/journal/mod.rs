@@ -3,6 +3,7 @@
 
 mod append;
 mod below;
+mod branch;
 mod fold;
 mod kept;
 mod merge;
@@ -23,6 +24,7 @@ pub use fold::{Change, Fold};
 pub use kept::LiveImages;
 use merge::Merging;
 pub(crate) use open::{is_listed, read_file, read_manifest};
+use runs::next_generation;
 pub(crate) use runs::{MemorySegment, Node, Run, Runs, Snapshot};
 
 use crate::changed::{Between, Changes, gather};
@@ -163,6 +165,7 @@ impl Journal {
         let mut runs = self.runs.write().unwrap_or_else(PoisonError::into_inner);
         let mut changed = runs.as_ref().clone();
         change(&mut changed);
+        changed.generation = next_generation();
         *runs = Arc::new(changed);
     }
 

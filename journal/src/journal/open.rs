@@ -118,7 +118,7 @@ impl Journal {
         (journal, report)
     }
 
-    fn assemble(
+    pub(super) fn assemble(
         storage: Arc<dyn Storage>,
         options: Options,
         (vm, key): (VmId, [u8; 32]),
@@ -189,14 +189,14 @@ fn damaged_reason(damage: &Damage) -> String {
     )
 }
 
-fn check_options(options: &Options) -> Result<(), OpenError> {
+pub(super) fn check_options(options: &Options) -> Result<(), OpenError> {
     if options.segment_bytes == 0 || options.segment_bytes > SEGMENT_MAX_BYTES {
         return Err(OpenError::Option("segment_bytes"));
     }
     Ok(())
 }
 
-fn take_lock(storage: &dyn Storage) -> Result<Box<dyn StorageLock>, OpenError> {
+pub(super) fn take_lock(storage: &dyn Storage) -> Result<Box<dyn StorageLock>, OpenError> {
     storage.lock().map_err(|error| match error.kind() {
         StorageErrorKind::Locked => OpenError::Locked,
         _ => OpenError::Storage(error),

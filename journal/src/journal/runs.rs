@@ -1,7 +1,7 @@
 //! The runs of a journal as views and timelines see them: its segments, oldest first, and the nodes merged over them.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tidemark_proto::ids::Lsn;
@@ -87,6 +87,8 @@ pub(crate) struct Runs {
     pub base: Option<Arc<Base>>,
     /// Snapshots below it, by LSN.
     pub kept: BTreeMap<Lsn, Snapshot>,
+    /// Of no other set of runs in this process.
+    pub generation: u64,
 }
 
 /// A snapshot, and what a view of it reads from.
@@ -104,9 +106,15 @@ impl Snapshot {
     }
 }
 
+/// For [`Runs::generation`].
+pub(crate) fn next_generation() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Runs {
     pub(crate) fn new<'a>(segments: Vec<Run>, nodes: impl IntoIterator<Item = &'a NodeRecord>) -> Self {
-        let mut runs = Self { segments, ..Self::default() };
+        let mut runs = Self { segments, generation: next_generation(), ..Self::default() };
         // Lower levels come first, so that higher ones find them.
         for record in nodes {
             runs.add_node(*record);

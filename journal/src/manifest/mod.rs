@@ -43,7 +43,7 @@ pub(crate) use log::ManifestLog;
 pub use read::{ManifestError, ManifestRecord, decode};
 pub(crate) use read::{Read, read};
 pub(crate) use record::{NodeRecord, Record, Sealed, SegmentOpen};
-pub(crate) use retention::{Base, Keep, Keeping};
+pub(crate) use retention::{Base, FIRST_OF_BRANCH, Keep, Keeping};
 pub(crate) use state::{DiskState, State};
 
 /// The manifest's file.

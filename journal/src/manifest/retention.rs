@@ -55,6 +55,10 @@ impl Keep {
     }
 }
 
+/// The first ordinal in the base of a branch: nothing was dropped, and there is a base all the same. Other journals have 0
+/// there before segments are dropped, and at least 2 afterwards.
+pub(crate) const FIRST_OF_BRANCH: u64 = 1;
+
 /// A change of the snapshots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Keeping {

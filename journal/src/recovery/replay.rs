@@ -10,7 +10,7 @@ use crate::frame::DecodedFrame;
 use crate::index::MemoryIndex;
 use crate::journal::{MemorySegment, Run, push_event};
 use crate::leaf::leaf_name;
-use crate::manifest::State;
+use crate::manifest::{FIRST_OF_BRANCH, State};
 use crate::position::Position;
 use crate::segment::{Scanner, Stop, newest_claim, segment_name};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StorageFile};
@@ -79,6 +79,10 @@ pub(crate) fn replay(storage: &dyn Storage, key: &[u8; 32], state: &State) -> Re
         }
         log.history.floor = Some(Point { lsn: base.lsn, time_us: base.time_us });
         (log.last_hash, log.floor_us) = (base.last_hash, base.floor_us);
+        if base.first_ordinal == FIRST_OF_BRANCH {
+            // LSNs go on where the parent stood; of any other journal a segment says it.
+            log.position.lsn = base.lsn;
+        }
     }
     for sealed in state.sealed.values() {
         for event in &sealed.events {

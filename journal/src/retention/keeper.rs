@@ -9,7 +9,7 @@ use tidemark_proto::limits::SECTOR_BYTES;
 
 use crate::image::{Image, ImageError, ImageReader};
 use crate::store::ChunkStore;
-use crate::view::{BaseImages, Zeroes};
+use crate::view::{BaseImages, Extent, ExtentKind};
 use crate::wire::size;
 
 /// Decoded descriptors kept: as many as views are open at once, times some disks. Beyond it the oldest is decoded again
@@ -61,30 +61,31 @@ impl BaseImages for ImageKeeper {
         if content.is_empty() { Ok(()) } else { Ok(reader.read_at(offset, content)?) }
     }
 
-    fn zeroes(
+    fn extents(
         &self,
         _: DiskId,
         image: &[u8],
         sector: u64,
         sectors: u64,
-    ) -> Result<Zeroes, Box<dyn Error + Send + Sync>> {
+    ) -> Result<Vec<Extent>, Box<dyn Error + Send + Sync>> {
         let reader = self.reader(image)?;
-        let disk = reader.image().size_bytes() / SECTOR_BYTES;
-        let end = sector.saturating_add(sectors);
-        let inside = end.min(disk);
-        if sector >= inside {
-            return Ok(vec![(sector, sectors)]);
+        let (offset, bytes) = (sector.saturating_mul(SECTOR_BYTES), sectors.saturating_mul(SECTOR_BYTES));
+        let inside = reader.image().size_bytes().saturating_sub(offset).min(bytes);
+        let found = if inside > 0 { reader.extents(offset, inside)? } else { Vec::new() };
+        let mut extents: Vec<Extent> = found
+            .iter()
+            .map(|extent| {
+                let kind = if extent.zero { ExtentKind::Zero } else { ExtentKind::Data };
+                Extent { offset: extent.offset, bytes: extent.bytes, kind }
+            })
+            .collect();
+        if inside < bytes {
+            extents.push(Extent {
+                offset: offset.saturating_add(inside),
+                bytes: bytes - inside,
+                kind: ExtentKind::Zero,
+            });
         }
-        let extents = reader.extents(sector * SECTOR_BYTES, (inside - sector) * SECTOR_BYTES)?;
-        let holes = extents.iter().filter(|extent| extent.zero);
-        let mut zeroes: Zeroes =
-            holes.map(|extent| (extent.offset / SECTOR_BYTES, extent.bytes / SECTOR_BYTES)).collect();
-        if inside < end {
-            match zeroes.last_mut() {
-                Some((start, count)) if *start + *count == inside => *count += end - inside,
-                _ => zeroes.push((inside, end - inside)),
-            }
-        }
-        Ok(zeroes)
+        Ok(extents)
     }
 }

@@ -3,9 +3,9 @@
 use std::fmt::Debug;
 
 use tidemark_proto::ids::DiskId;
+use tidemark_proto::limits::SECTOR_BYTES;
 
-/// Runs of sectors that read as zeroes: first sector and sectors, ascending and apart.
-pub type Zeroes = Vec<(u64, u64)>;
+use super::{Extent, ExtentKind};
 
 /// Reads images. They never change, and one that the manifest or an open view names must stay.
 pub trait BaseImages: Debug + Send + Sync {
@@ -22,19 +22,19 @@ pub trait BaseImages: Debug + Send + Sync {
         buffer: &mut [u8],
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-    /// Of the sectors `[sector, sector + sectors)` those that are known to read as zeroes without reading them. To name
-    /// none is always right.
+    /// Runs of data and zeroes that cover the sectors `[sector, sector + sectors)` of the image, in order and without
+    /// holes, in bytes of the disk. Whoever knows nothing better says that all of it is data.
     ///
     /// # Errors
     /// As [`BaseImages::read`].
-    fn zeroes(
+    fn extents(
         &self,
-        disk: DiskId,
-        image: &[u8],
+        _disk: DiskId,
+        _image: &[u8],
         sector: u64,
         sectors: u64,
-    ) -> Result<Zeroes, Box<dyn std::error::Error + Send + Sync>> {
-        let _ = (disk, image, sector, sectors);
-        Ok(Zeroes::new())
+    ) -> Result<Vec<Extent>, Box<dyn std::error::Error + Send + Sync>> {
+        let offset = sector.saturating_mul(SECTOR_BYTES);
+        Ok(vec![Extent { offset, bytes: sectors.saturating_mul(SECTOR_BYTES), kind: ExtentKind::Data }])
     }
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
-pub use base::{BaseImages, Zeroes};
+pub use base::BaseImages;
 pub(crate) use files::FileKey;
 use payload::Payload;
 use resolve::{Content, Piece, Ranked, rank, resolve};
@@ -71,20 +71,38 @@ struct Inner {
     disks: Vec<ViewDisk>,
     /// What lies below the runs.
     base: Option<Arc<Base>>,
+    /// Of the runs.
+    generation: u64,
 }
 
 impl View {
-    pub(crate) fn new(source: Arc<Source>, runs: &Runs, lsn: Lsn, disks: Vec<ViewDisk>) -> Self {
-        let base = runs.base.clone();
+    pub(crate) fn new(source: Arc<Source>, all: &Runs, lsn: Lsn, disks: Vec<ViewDisk>) -> Self {
+        let base = all.base.clone();
         let floor = base.as_ref().map_or(Lsn::ZERO, |base| base.lsn);
-        let runs = rank(&runs.view(lsn), floor, lsn);
-        Self { inner: Arc::new(Inner { source, runs, lsn, disks, base }) }
+        let runs = rank(&all.view(lsn), floor, lsn);
+        let generation = all.generation;
+        Self { inner: Arc::new(Inner { source, runs, lsn, disks, base, generation }) }
+    }
+
+    /// Of the runs that it was made from.
+    pub(crate) fn generation(&self) -> u64 {
+        self.inner.generation
+    }
+
+    /// Whether a range of bytes lies on the disk.
+    pub(crate) fn check_range(&self, disk: DiskId, offset: u64, bytes: u64) -> Result<(), ViewError> {
+        self.sectors(disk, offset, bytes).map(|_| ())
     }
 
     /// A view of nothing but images.
-    pub(crate) fn of_images(source: Arc<Source>, base: Arc<Base>, disks: Vec<ViewDisk>) -> Self {
+    pub(crate) fn of_images(
+        source: Arc<Source>,
+        base: Arc<Base>,
+        disks: Vec<ViewDisk>,
+        generation: u64,
+    ) -> Self {
         let lsn = base.lsn;
-        Self { inner: Arc::new(Inner { source, runs: Vec::new(), lsn, disks, base: Some(base) }) }
+        Self { inner: Arc::new(Inner { source, runs: Vec::new(), lsn, disks, base: Some(base), generation }) }
     }
 
     fn resolve(&self, disk: DiskId, from: u64, to: u64) -> Result<Vec<Piece>, ReadError> {
@@ -179,31 +197,26 @@ impl View {
         let (from, to) = self.sectors(disk, offset, bytes)?;
         let end = offset.saturating_add(bytes);
         let mut extents: Vec<Extent> = Vec::new();
-        let image = self.inner.base.as_ref().and_then(|base| base.image(disk));
-        let mut push = |start: u64, until: u64, kind| {
-            let (start, until) = ((start * SECTOR_BYTES).max(offset), (until * SECTOR_BYTES).min(end));
+        let mut add = |start: u64, stop: u64, kind| {
+            let (start, stop) = (start.max(offset), stop.min(end));
             match extents.last_mut() {
-                _ if until <= start => {}
-                Some(last) if last.kind == kind => last.bytes += until - start,
-                _ => extents.push(Extent { offset: start, bytes: until - start, kind }),
+                _ if stop <= start => {}
+                Some(last) if last.kind == kind => last.bytes += stop - start,
+                _ => extents.push(Extent { offset: start, bytes: stop - start, kind }),
             }
         };
+        let image = self.inner.base.as_ref().and_then(|base| base.image(disk));
         for piece in self.resolve(disk, from, to)? {
-            let until = piece.start + piece.sectors;
+            let (start, stop) = (piece.start * SECTOR_BYTES, (piece.start + piece.sectors) * SECTOR_BYTES);
             match (piece.content, image) {
-                (Content::Payload(_), _) => push(piece.start, until, ExtentKind::Data),
+                (Content::Payload(_), _) => add(start, stop, ExtentKind::Data),
                 (Content::Unwritten, Some(image)) => {
-                    let mut at = piece.start;
-                    for (start, sectors) in
-                        self.inner.source.zeroes_of_image(disk, image, piece.start, piece.sectors)?
-                    {
-                        push(at, start, ExtentKind::Data);
-                        push(start, start + sectors, ExtentKind::Zero);
-                        at = start + sectors;
+                    let below = self.inner.source.image_extents(disk, image, piece.start, piece.sectors)?;
+                    for extent in below {
+                        add(extent.offset, extent.offset.saturating_add(extent.bytes), extent.kind);
                     }
-                    push(at, until, ExtentKind::Data);
                 }
-                (Content::Unwritten | Content::Zero, _) => push(piece.start, until, ExtentKind::Zero),
+                (Content::Unwritten | Content::Zero, _) => add(start, stop, ExtentKind::Zero),
             }
         }
         Ok(extents)

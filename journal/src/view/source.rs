@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tidemark_proto::ids::{DiskId, Lsn};
 
-use super::base::{BaseImages, Zeroes};
+use super::base::BaseImages;
 use super::cache::{Cache, Cached, Part};
 use super::files::{FileKey, Files};
 use super::window::Window;
@@ -65,18 +65,20 @@ impl Source {
         read.map_err(|source| ReadError::Image { disk, source })
     }
 
-    /// What of an image below the log is known to read as zeroes.
-    pub(super) fn zeroes_of_image(
+    /// Which parts of an image below the log are data.
+    pub(super) fn image_extents(
         &self,
         disk: DiskId,
         image: &[u8],
         sector: u64,
         sectors: u64,
-    ) -> Result<Zeroes, ReadError> {
+    ) -> Result<Vec<super::Extent>, ReadError> {
         let images = self.images.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let known =
-            images.map_or_else(|| Ok(Zeroes::new()), |images| images.zeroes(disk, image, sector, sectors));
-        known.map_err(|source| ReadError::Image { disk, source })
+        let extents = match images {
+            Some(images) => images.extents(disk, image, sector, sectors),
+            None => Err("nobody here reads images".into()),
+        };
+        extents.map_err(|source| ReadError::Image { disk, source })
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

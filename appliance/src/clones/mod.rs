@@ -1,0 +1,31 @@
+//! Clones: writable views over a point that last. Each is a journal of its own that branches off its parent's
+//! ([`tidemark_journal::branch`]), in `DIR/clones/ID/journal`; the parent's manifest holds a pin for it.
+//!
+//! What there is, is what has a folder of that name. So a clone is made in this order, each step durable before the next:
+//! pin, journal in a folder of another name, rename. And removed in this: rename, revoke the pin, delete. At the start,
+//! folders of other names are deleted, pins without a clone are revoked, and a clone without its pin gets it back
+//! ([`open_all`]).
+
+mod make;
+mod registry;
+mod remove;
+mod startup;
+mod volume;
+
+pub use make::{CloneError, create};
+pub use registry::{Clones, HeldVolume, VolumeLease};
+pub(crate) use remove::names;
+pub use remove::remove;
+pub use startup::open_all;
+pub use volume::{CloneSource, Volume};
+
+/// The name of the pin that a clone has in its parent's manifest.
+fn pin_name(clone: tidemark_proto::ids::VmId) -> String {
+    format!("{PIN_PREFIX}{clone}")
+}
+
+/// What the names of such pins begin with.
+const PIN_PREFIX: &str = "clone:";
+
+/// The note under which a clone's journal keeps when it was made: microseconds since 1970, u64, little-endian.
+const CREATED_NOTE: &str = "clone.created";

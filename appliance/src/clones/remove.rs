@@ -1,0 +1,63 @@
+//! Removing a clone.
+
+use std::sync::Arc;
+
+use super::{CloneError, pin_name};
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::fleet::Vm;
+
+/// Names for a refusal: of many, the first few.
+pub(crate) fn names(clones: &[Arc<Vm>]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<_> = clones.iter().take(SHOWN).map(|clone| format!("'{}'", clone.name)).collect();
+    let more = clones.len().saturating_sub(SHOWN);
+    let shown = shown.join(", ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
+}
+
+/// Removes a clone and what was written into it, durably.
+///
+/// # Errors
+/// [`CloneError::InUse`] when a clone was made from it, or it is exported, mounted or read.
+pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), CloneError> {
+    let _changing = core.clones.changing.lock().await;
+    let clone = core.fleet.by_name(name).filter(|vm| vm.origin.is_some());
+    let clone = clone.ok_or_else(|| CloneError::Unknown(name.to_owned()))?;
+    let children = core.fleet.clones_of(clone.id);
+    if !children.is_empty() {
+        let text = format!("'{name}' has clones: remove {} first", names(&children));
+        return Err(CloneError::InUse(text));
+    }
+    if core.exports.list().await.iter().any(|export| export.vm == name) {
+        let text = format!("'{name}' is exported: `tidemark export list`, then `tidemark export stop ID`");
+        return Err(CloneError::InUse(text));
+    }
+    if core.leases.holds(clone.id) || core.clones.holds(clone.id) {
+        return Err(CloneError::InUse(format!("a view of '{name}' is open: unmount or end it first")));
+    }
+    let core = Arc::clone(core);
+    let removed = tokio::task::spawn_blocking(move || take_away(&core, &clone));
+    removed.await.map_err(|error| CloneError::Journal(error.to_string()))?
+}
+
+fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
+    let doomed = core.data.doomed_clone(clone.id);
+    std::fs::rename(core.data.clone_folder(clone.id), &doomed)
+        .map_err(|error| CloneError::Journal(format!("the clone's folder cannot be moved: {error}")))?;
+    core.data.sync_clones()?;
+    core.fleet.remove(clone.id);
+    core.clones.forget(clone.id);
+    clone.log.close("the clone was removed");
+    // From here on it is gone; what fails now is done at the next start.
+    let parent = clone.parent().and_then(|parent| core.fleet.get(parent));
+    if let Some(Ok(journal)) = parent.map(|parent| parent.log.writable())
+        && let Err(error) = journal.revoke_pin(&pin_name(clone.id), now_us())
+    {
+        tracing::warn!(%error, clone = clone.name, "cannot revoke the pin of a removed clone yet");
+    }
+    if let Err(error) = std::fs::remove_dir_all(&doomed) {
+        tracing::warn!(%error, folder = %doomed.display(), "cannot delete a removed clone's folder yet");
+    }
+    Ok(())
+}

@@ -1,0 +1,276 @@
+//! Clones through a real appliance: made from a stream's points, written by real NBD clients, killed, removed.
+//! A client that is not installed is skipped by name.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests state what must hold")]
+
+mod site;
+
+use std::process::Command;
+
+use site::{Guest, Site};
+use tidemark_proto::v1::clones_client::ClonesClient;
+use tidemark_proto::v1::when::Point;
+use tidemark_proto::v1::{
+    CloneInfo, CloneName, CreateCloneRequest, Empty, ExportCloneRequest, ExportInfo, FlushCloneRequest,
+    ListPointsRequest, OpenCloneRequest, OpenViewRequest, ReadViewRequest, RemoveVmRequest,
+    StartExportRequest, StopExportRequest, When, WriteCloneRequest,
+};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+const DISK_BYTES: u64 = 8 << 20;
+
+async fn clones(site: &Site) -> ClonesClient<Channel> {
+    let context = site.context();
+    let channel = site.channel(Some((&context.certificate_pem, &context.key_pem))).await.unwrap();
+    ClonesClient::new(channel).max_decoding_message_size(64 << 20)
+}
+
+fn lsn(lsn: u64) -> Option<When> {
+    Some(When { point: Some(Point::Lsn(lsn)) })
+}
+
+fn latest() -> Option<When> {
+    Some(When { point: Some(Point::Latest(true)) })
+}
+
+async fn create(site: &Site, vm: &str, at: Option<When>, name: &str) -> Result<CloneInfo, Status> {
+    let request = CreateCloneRequest { vm: vm.into(), at, name: name.into() };
+    Ok(clones(site).await.create_clone(request).await?.into_inner())
+}
+
+async fn list(site: &Site) -> Vec<CloneInfo> {
+    clones(site).await.list_clones(Empty {}).await.unwrap().into_inner().clones
+}
+
+async fn remove(site: &Site, name: &str) -> Result<(), Status> {
+    clones(site).await.remove_clone(CloneName { name: name.into() }).await.map(drop)
+}
+
+async fn export(site: &Site, name: &str) -> Result<ExportInfo, Status> {
+    let request = ExportCloneRequest { name: name.into(), ..Default::default() };
+    Ok(clones(site).await.export_clone(request).await?.into_inner().exports.remove(0))
+}
+
+async fn stop(site: &Site, export: &ExportInfo) {
+    site.console().await.stop_export(StopExportRequest { id: export.id.clone() }).await.unwrap();
+}
+
+/// The bytes of the disk of a VM or clone as of a point.
+async fn content(site: &Site, vm: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
+    let mut console = site.console().await.max_decoding_message_size(64 << 20);
+    let request = OpenViewRequest { vm: vm.into(), at, disk: String::new() };
+    let mut held = console.open_view(request).await?.into_inner();
+    let view_id = held.message().await?.unwrap().view_id;
+    let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
+    let mut chunks = console.read_view(request).await?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.message().await? {
+        bytes.extend_from_slice(&chunk.data);
+        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
+    }
+    Ok(bytes)
+}
+
+fn pins(site: &Site, vm: &str) -> usize {
+    let core = site.appliance().core();
+    core.fleet.by_name(vm).unwrap().log.journal().unwrap().pins().len()
+}
+
+/// A guest whose disk begins with a block of ones, then (a later point) a block of twos; returns both points.
+async fn protected(site: &Site, name: &str) -> (Guest, u64, u64) {
+    let mut guest = site.guest(name, DISK_BYTES).await;
+    let mut stream = guest.connect(site).await.unwrap();
+    guest.protect(&mut stream).await;
+    let mut points = [0; 2];
+    for (byte, point) in (1..).zip(&mut points) {
+        let frames = [guest.write(0, vec![byte; 64 << 10]), guest.heartbeat()];
+        *point = guest.lsn;
+        for frame in frames {
+            stream.frame(frame).await;
+        }
+        stream.acked(guest.seq).await;
+    }
+    (guest, points[0], points[1])
+}
+
+/// Runs a client that must succeed; false when it is not installed.
+async fn succeed(program: &str, arguments: &[&str]) -> bool {
+    let (program, arguments) =
+        (program.to_owned(), arguments.iter().map(ToString::to_string).collect::<Vec<_>>());
+    let run = move || match Command::new(&program).args(&arguments).output() {
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            let said = said + &String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program} {arguments:?}: {said}");
+            // qemu-io reports a pattern that differs, and goes on.
+            assert!(!said.contains("verification failed"), "{program} {arguments:?}: {said}");
+            true
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: {program} is not installed");
+            false
+        }
+        Err(error) => panic!("{program}: {error}"),
+    };
+    tokio::task::spawn_blocking(run).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_its_point_wherever_a_vm_can_be_named() {
+    let site = Site::start().await;
+    let (_guest, ones, twos) = protected(&site, "web-1").await;
+    let made = create(&site, "web-1", lsn(ones), "copy").await.unwrap();
+    assert_eq!((made.parent.as_str(), made.lsn, made.latest_lsn), ("web-1", ones, ones));
+    assert_eq!(
+        content(&site, "copy", latest()).await.unwrap(),
+        content(&site, "web-1", lsn(ones)).await.unwrap()
+    );
+    assert_ne!(
+        content(&site, "copy", latest()).await.unwrap(),
+        content(&site, "web-1", lsn(twos)).await.unwrap()
+    );
+    // Read-only exports and points work by its name; VMs are listed without it.
+    let request = StartExportRequest { vm: "copy".into(), at: latest(), ..Default::default() };
+    let exports = site.console().await.start_export(request).await.unwrap().into_inner().exports;
+    assert_eq!(exports.len(), 1);
+    let refused = remove(&site, "copy").await.unwrap_err();
+    assert!(refused.message().contains("exported"), "{refused}");
+    stop(&site, &exports[0]).await;
+    assert_eq!(site.console().await.status(Empty {}).await.unwrap().into_inner().vms.len(), 1);
+    // Names are given once, whatever they are of.
+    for taken in ["web-1", "copy"] {
+        assert_eq!(create(&site, "web-1", latest(), taken).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    for bad in ["", "-x", "a b", "../x"] {
+        assert_eq!(create(&site, "web-1", latest(), bad).await.unwrap_err().code(), Code::InvalidArgument);
+    }
+    let token = tidemark_proto::v1::CreateTokenRequest { vm_name: "copy".into(), ..Default::default() };
+    let refused = site.console().await.create_token(token).await.unwrap_err();
+    assert!(refused.message().contains("is a clone"), "{refused}");
+    // What has clones stays.
+    create(&site, "copy", latest(), "copy-2").await.unwrap();
+    let request = RemoveVmRequest { name: "web-1".into() };
+    let refused = site.console().await.remove_vm(request).await.unwrap_err();
+    assert!(refused.code() == Code::FailedPrecondition && refused.message().contains("'copy'"), "{refused}");
+    let refused = remove(&site, "copy").await.unwrap_err();
+    assert!(refused.message().contains("'copy-2'"), "{refused}");
+    assert_eq!((pins(&site, "web-1"), pins(&site, "copy")), (1, 1));
+    remove(&site, "copy-2").await.unwrap();
+    assert_eq!((pins(&site, "web-1"), pins(&site, "copy")), (1, 0));
+    remove(&site, "copy").await.unwrap();
+    assert_eq!(remove(&site, "copy").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!((pins(&site, "web-1"), list(&site).await.len()), (0, 0));
+    let request = RemoveVmRequest { name: "web-1".into() };
+    site.console().await.remove_vm(request).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nbd_clients_write_into_a_clone_and_each_write_is_a_point() {
+    let site = Site::start().await;
+    let (_guest, ones, _) = protected(&site, "web-1").await;
+    let before = content(&site, "web-1", latest()).await.unwrap();
+    create(&site, "web-1", lsn(ones), "copy").await.unwrap();
+    let started = export(&site, "copy").await.unwrap();
+    assert!(started.lsn == ones, "{started:?}");
+    if succeed("qemu-io", &["--version"]).await {
+        let io = |commands: &'static [&'static str]| {
+            let mut arguments = vec!["-f", "raw"];
+            commands.iter().for_each(|command| arguments.extend(["-c", command]));
+            arguments.push(&started.uri);
+            arguments.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let run = async |arguments: Vec<String>| {
+            succeed("qemu-io", &arguments.iter().map(String::as_str).collect::<Vec<_>>()).await
+        };
+        run(io(&["read -P 1 0 64k", "write -P 7 4k 8k", "read -P 7 4k 8k", "read -P 1 0 4k"])).await;
+        run(io(&["write -f -P 8 1000 3000", "read -P 8 1000 3000", "read -P 1 0 1000", "flush"])).await;
+        run(io(&["write -z 100k 200k", "discard 1M 1M", "read -P 0 1M 1M", "write -P 9 7M 1M"])).await;
+        run(io(&["read -P 1 12k 52k", "read -P 0 64k 64k", "read -P 9 7M 1M"])).await;
+    }
+    // A whole disk in, over several connections, and out again.
+    let folder = tempfile::tempdir().unwrap();
+    let (source, back) = (folder.path().join("source"), folder.path().join("back"));
+    let mut bytes = vec![0; usize::try_from(DISK_BYTES).unwrap()];
+    for (index, word) in (0_u64..).zip(bytes[1 << 20..].chunks_mut(8)) {
+        word.copy_from_slice(&index.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    }
+    std::fs::write(&source, &bytes).unwrap();
+    let shown = |path: &std::path::Path| path.display().to_string();
+    if succeed("nbdcopy", &["--flush", &shown(&source), &started.uri]).await {
+        succeed("nbdcopy", &[&started.uri, &shown(&back)]).await;
+        assert!(std::fs::read(&back).unwrap() == bytes);
+        assert!(content(&site, "copy", latest()).await.unwrap() == bytes);
+        assert!(
+            content(&site, "copy", lsn(ones)).await.unwrap()
+                == content(&site, "web-1", lsn(ones)).await.unwrap()
+        );
+    }
+    assert!(content(&site, "web-1", latest()).await.unwrap() == before, "the parent knows nothing of it");
+    let points = ListPointsRequest { vm: "copy".into(), ..Default::default() };
+    let windows = site.console().await.list_points(points).await.unwrap().into_inner().windows;
+    assert!(windows.len() == 1 && windows[0].from_lsn == ones && windows[0].to_lsn > ones + 8, "{windows:?}");
+    // A clone of a middle point of the clone.
+    let middle = ones + 1;
+    create(&site, "copy", lsn(middle), "copy-2").await.unwrap();
+    let expected = content(&site, "copy", lsn(middle)).await.unwrap();
+    assert!(content(&site, "copy-2", latest()).await.unwrap() == expected);
+    stop(&site, &started).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_flushed_survives_a_kill_and_clones_are_there_or_not() {
+    let mut site = Site::start_process(&[]).await;
+    let (_guest, ones, twos) = protected(&site, "web-1").await;
+    create(&site, "web-1", lsn(ones), "copy").await.unwrap();
+    let mut written = Vec::new();
+    for round in 0..4_u8 {
+        let mut client = clones(&site).await;
+        let request = OpenCloneRequest { name: "copy".into(), disk: String::new() };
+        let mut held = client.open_clone(request.clone()).await.unwrap().into_inner();
+        let view_id = held.message().await.unwrap().unwrap().view_id;
+        let refused = client.open_clone(request).await.unwrap_err();
+        assert!(refused.message().contains("mounted writable already"), "{refused}");
+        let offset = u64::from(round) << 20;
+        let write = |offset, byte| WriteCloneRequest {
+            view_id: view_id.clone(),
+            disk: "disk-1".into(),
+            offset,
+            data: vec![byte; 100_000].into(),
+            ..Default::default()
+        };
+        client.write_clone(write(offset + 7, round + 10)).await.unwrap();
+        client.flush_clone(FlushCloneRequest { view_id: view_id.clone() }).await.unwrap();
+        written.push((offset + 7, round + 10));
+        // Not flushed: it may survive or not.
+        client.write_clone(write(offset + 500_000, 99)).await.unwrap();
+        // In the middle of making and removing others.
+        let half = tokio::time::timeout(std::time::Duration::from_millis(3 * u64::from(round)), async {
+            create(&site, "web-1", lsn(twos), &format!("half-{round}")).await
+        });
+        let _ = half.await;
+        let name = format!("half-{}", round.saturating_sub(1));
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(2), remove(&site, &name)).await;
+        site.kill();
+        site.spawn(&[]).await;
+        let now = content(&site, "copy", latest()).await.unwrap();
+        for (offset, byte) in &written {
+            let from = usize::try_from(*offset).unwrap();
+            assert!(now[from..from + 100_000].iter().all(|found| found == byte), "{offset}");
+        }
+        for clone in list(&site).await {
+            assert_eq!(clone.problem, "", "{}", clone.name);
+            let expected = content(&site, "web-1", lsn(clone.lsn)).await.unwrap();
+            assert!(content(&site, &clone.name, lsn(clone.lsn)).await.unwrap() == expected);
+        }
+    }
+    // Every clone has its pin, and no pin is without its clone.
+    let clones = list(&site).await.len();
+    site.terminate();
+    let vms = std::fs::read_dir(site.settings.data.join("vms")).unwrap();
+    let vm = vms.flatten().next().unwrap().path().join("journal");
+    let storage = std::sync::Arc::new(tidemark_journal::storage::OsStorage::open(vm).unwrap());
+    let (journal, _) = tidemark_journal::Journal::open_read_only(storage, Default::default()).unwrap();
+    assert_eq!(journal.pins().len(), clones);
+    let folders = std::fs::read_dir(site.settings.data.join("clones")).unwrap();
+    assert_eq!(folders.count(), clones, "nothing half made is left");
+}

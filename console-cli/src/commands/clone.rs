@@ -1,0 +1,89 @@
+//! `tidemark clone`.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tidemark_proto::v1::{CloneInfo, CloneName, CreateCloneRequest, Empty};
+
+use crate::appliance::{ClonesClient, refused};
+use crate::cli::CloneCommand;
+use crate::output::{self, Table};
+use crate::{moment, size};
+
+pub(super) async fn run(mut client: ClonesClient, command: CloneCommand, json: bool) -> Result<()> {
+    match command {
+        CloneCommand::Create { vm, at, name } => {
+            let request = CreateCloneRequest { vm, at: Some(at.to_proto()), name };
+            let clone = client.create_clone(request).await.map_err(|status| refused(&status))?.into_inner();
+            if json { output::json(&to_json(&clone)) } else { created(&clone) }
+        }
+        CloneCommand::List => {
+            let clones =
+                client.list_clones(Empty {}).await.map_err(|status| refused(&status))?.into_inner().clones;
+            if json {
+                return output::json(&clones.iter().map(to_json).collect::<Vec<_>>());
+            }
+            list(clones)
+        }
+        CloneCommand::Remove { name } => {
+            client.remove_clone(CloneName { name: name.clone() }).await.map_err(|status| refused(&status))?;
+            if json {
+                output::json(&json!({ "name": name }))
+            } else {
+                output::line(&format!("Clone '{name}' is removed."))
+            }
+        }
+    }
+}
+
+fn created(clone: &CloneInfo) -> Result<()> {
+    output::line(&format!(
+        "Clone '{}' of '{}' as of {} (lsn:{}) is made.",
+        clone.name,
+        clone.parent,
+        moment::local(clone.time_us),
+        clone.lsn
+    ))?;
+    output::line(&format!("Write into it with: tidemark export {} --writable", clone.name))
+}
+
+fn list(clones: Vec<CloneInfo>) -> Result<()> {
+    if clones.is_empty() {
+        return output::line("No clones: `tidemark clone create VM --at WHEN --name NAME` makes one.");
+    }
+    let count = clones.len();
+    let mut table = Table::new(["NAME", "OF", "POINT", "TIME", "LATEST", "STORED", ""]);
+    for clone in clones {
+        let note = match (clone.problem.is_empty(), clone.clones.len()) {
+            (false, _) => clone.problem,
+            (true, 0) => String::new(),
+            (true, 1) => "1 clone of it".to_owned(),
+            (true, more) => format!("{more} clones of it"),
+        };
+        table.row([
+            clone.name,
+            clone.parent,
+            format!("lsn:{}", clone.lsn),
+            moment::local(clone.time_us),
+            format!("lsn:{}", clone.latest_lsn),
+            size::show(clone.stored_bytes),
+            note,
+        ]);
+    }
+    table.print()?;
+    output::line(&format!("{count} {}", if count == 1 { "clone" } else { "clones" }))
+}
+
+fn to_json(clone: &CloneInfo) -> Value {
+    let disks: Vec<_> = clone
+        .disks
+        .iter()
+        .map(|disk| json!({ "id": disk.id, "path": disk.path, "size_bytes": disk.size_bytes }))
+        .collect();
+    json!({
+        "name": clone.name, "id": clone.id, "parent": clone.parent, "lsn": clone.lsn,
+        "time": moment::json(clone.time_us), "latest_lsn": clone.latest_lsn,
+        "latest_time": moment::json(clone.latest_time_us), "created": moment::json(clone.created_us),
+        "stored_bytes": clone.stored_bytes, "disks": disks, "clones": clone.clones,
+        "problem": (!clone.problem.is_empty()).then_some(&clone.problem),
+    })
+}

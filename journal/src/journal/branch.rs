@@ -1,0 +1,87 @@
+//! A journal as a branch of another, and its content as it is being written.
+
+use std::sync::Arc;
+
+use tidemark_proto::ids::{DiskId, Lsn, VmId};
+
+use super::open::{check_options, take_lock};
+use super::{Journal, Manifest, lock};
+use crate::Options;
+use crate::branch::{BranchPoint, BranchStart};
+use crate::error::OpenError;
+use crate::manifest::{Base, DiskState, FIRST_OF_BRANCH, MANIFEST_FILE, ManifestLog, Record};
+use crate::recovery::replay;
+use crate::storage::Storage;
+use crate::timeline::{Event, Horizon, What};
+use crate::view::{View, ViewDisk};
+
+impl Journal {
+    /// A new branch in an empty directory, durable when this returns: its first point is `start`, its log is empty. What
+    /// it reads below comes through [`Journal::set_images`], from a [`crate::branch::ParentView`].
+    ///
+    /// # Errors
+    /// [`OpenError::Exists`] when a journal is there; see [`OpenError`].
+    pub fn create_branch(
+        storage: Arc<dyn Storage>,
+        vm: VmId,
+        options: Options,
+        start: &BranchStart,
+    ) -> Result<Self, OpenError> {
+        check_options(&options)?;
+        let held = take_lock(storage.as_ref())?;
+        if storage.list()?.iter().any(|name| name == MANIFEST_FILE) {
+            return Err(OpenError::Exists);
+        }
+        let (key, lsn, time_us) = (options.key, start.point.lsn, start.time_us);
+        let mut manifest = ManifestLog::create(storage.as_ref(), vm, key)?;
+        manifest.append(&Record::Writer(1))?;
+        for disk in &start.disks {
+            let sizes = vec![(Lsn::ZERO, disk.size_bytes)];
+            manifest.append(&Record::Disk(DiskState { record: disk.clone(), sizes }))?;
+        }
+        let ids = || start.disks.iter().map(|disk| disk.id);
+        manifest.append(&Record::Base(Arc::new(Base {
+            lsn,
+            time_us,
+            first_ordinal: FIRST_OF_BRANCH,
+            last_hash: [0; 32],
+            floor_us: time_us,
+            first_lines: ids().map(|id| (id, lsn)).collect(),
+            events: vec![Event { lsn, time_us, what: What::Horizon }],
+            images: ids().map(|id: DiskId| (id, start.point.encode(id))).collect(),
+        })))?;
+        manifest.sync()?;
+        storage.sync_dir()?;
+        let recovered = replay(storage.as_ref(), &key, manifest.state())?;
+        let manifest = Manifest::Writer(Box::new(manifest));
+        Ok(Self::assemble(storage, options, (vm, key), manifest, recovered, None, Some(held)))
+    }
+
+    /// The point of another journal that lies below this one; `None` when it needs no other, as after its base was folded
+    /// into images.
+    #[must_use]
+    pub fn branch_point(&self) -> Option<BranchPoint> {
+        let (_, images) = self.base()?;
+        images.iter().find_map(|(_, image)| BranchPoint::decode(image)).map(|(point, _)| point)
+    }
+
+    /// Everything appended so far, durable or not, and what is appended while the view is current. `last` is given back
+    /// while it is: until a segment begins or is sealed. It shows no single moment, and gaps do not matter to it.
+    #[must_use]
+    pub fn live(&self, last: Option<View>) -> View {
+        let runs = self.runs();
+        if let Some(view) = last.filter(|view| view.generation() == runs.generation) {
+            return view;
+        }
+        let lsn = Lsn(u64::MAX);
+        let history = Arc::clone(&lock(&self.log).history);
+        let known = history.disks.iter().filter(|(_, disk)| disk.first_line.is_some());
+        let disks = known.map(|(id, disk)| ViewDisk { id: *id, size_bytes: disk.size_at(lsn) }).collect();
+        View::new(Arc::clone(&self.source), &runs, lsn, disks)
+    }
+
+    /// The newest point that will be offered once what was appended is durable.
+    pub(crate) fn appended_horizon(&self) -> Option<Horizon> {
+        lock(&self.log).horizon
+    }
+}
