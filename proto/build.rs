@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/retention.proto",
         "schema/clones.proto",
         "schema/search.proto",
+        "schema/objects.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.

@@ -14,6 +14,7 @@ use crate::fleet::Fleet;
 use crate::images::Images;
 use crate::ingest::Committer;
 use crate::metrics::Metrics;
+use crate::objects::Objects;
 use crate::pki::Authority;
 use crate::recovery::Leases;
 use crate::retention::Retention;
@@ -38,6 +39,8 @@ pub struct Core {
     pub images: Arc<Images>,
     /// Folding, snapshots and the space they take.
     pub retention: Retention,
+    /// Files kept in the chunk store.
+    pub objects: Arc<Objects>,
     /// Group commit.
     pub committer: Arc<Committer>,
     /// Who may compare by hashes now: [`COMPARE_PARALLEL`](crate::ingest::COMPARE_PARALLEL).

@@ -25,7 +25,7 @@ pub struct FileError {
 }
 
 impl FileError {
-    fn new(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn new(action: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self { action, path: path.display().to_string(), source }
     }
 }
@@ -117,6 +117,18 @@ impl DataDir {
     #[must_use]
     pub fn store(&self) -> PathBuf {
         self.root.join("store")
+    }
+
+    /// Subfolder of the chunk store for packs that lie here.
+    #[must_use]
+    pub fn packs(&self) -> PathBuf {
+        self.store().join("packs")
+    }
+
+    /// Records of the files kept in the chunk store.
+    #[must_use]
+    pub fn objects(&self) -> PathBuf {
+        self.root.join("objects")
     }
 
     /// The default master key of the chunk store: with the authority's key, so that one copy has both.

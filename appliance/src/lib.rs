@@ -14,6 +14,8 @@ pub mod http;
 pub mod images;
 pub mod ingest;
 pub mod metrics;
+pub mod objects;
+pub mod packs;
 pub mod pki;
 pub mod recovery;
 pub mod retention;

@@ -8,12 +8,14 @@ use std::time::Duration;
 use anyhow::Context;
 use rustls::crypto::CryptoProvider;
 use tidemark_journal::retention::ImageKeeper;
+use tidemark_journal::storage::OsStorage;
 use tidemark_journal::view::BaseImages;
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::v1::clones_server::ClonesServer;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
 use tidemark_proto::v1::history_server::HistoryServer;
+use tidemark_proto::v1::objects_server::ObjectsServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::search_server::SearchServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
@@ -23,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
-use crate::api::{self, ClonesService, ConsoleService, HistoryService, RetentionService, SearchService};
+use crate::api::{
+    self, ClonesService, ConsoleService, HistoryService, ObjectsService, RetentionService, SearchService,
+};
 use crate::catalog::Catalog;
 use crate::clock::now_us;
 use crate::core::Core;
@@ -34,6 +38,8 @@ use crate::fleet::{Fleet, Vm, VmLog};
 use crate::images::Images;
 use crate::ingest::{COMPARE_PARALLEL, Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
+use crate::objects::{ObjectRoots, Objects};
+use crate::packs;
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
 use crate::retention::Retention;
@@ -96,7 +102,8 @@ impl Appliance {
         data.delete_doomed()?;
         let authority = Authority::load_or_create(&data.ca(), now_us)?;
         let catalog = Catalog::open(&settings.catalog, &data.catalog(), &authority.sha256()).await?;
-        let images = Arc::new(open_images(&data, settings).await?);
+        let images = Arc::new(open_images(&data, settings, &authority).await?);
+        let objects = open_objects(&data, &images, &catalog).await?;
         let metrics = Arc::new(Metrics::default());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let names = server_names(settings);
@@ -124,6 +131,7 @@ impl Appliance {
             fleet,
             images,
             retention,
+            objects,
             committer: Arc::new(Committer::default()),
             compare_slots: Arc::new(Semaphore::new(COMPARE_PARALLEL)),
             metrics,
@@ -223,12 +231,29 @@ fn server_names(settings: &Settings) -> Vec<String> {
     names
 }
 
-/// Opens the chunk store, with the master key from where the settings say.
-async fn open_images(data: &DataDir, settings: &Settings) -> anyhow::Result<Images> {
-    let dir = data.store();
+/// Opens the chunk store, with the master key and the packs from where the settings say.
+async fn open_images(data: &DataDir, settings: &Settings, authority: &Authority) -> anyhow::Result<Images> {
+    let (dir, local) = (data.store(), data.packs());
     let secret = settings.master_key.load(&data.store_key(), Images::exist(&dir)).await?;
-    let opened = tokio::task::spawn_blocking(move || Images::open(&dir, &secret)).await;
-    opened.context("opening the chunk store")?.context("opening the chunk store")
+    let packs = settings.packs.clone();
+    let appliance: String = authority.sha256().iter().map(|byte| format!("{byte:02x}")).collect();
+    let runtime = tokio::runtime::Handle::current();
+    let opened = tokio::task::spawn_blocking(move || {
+        let local = Arc::new(OsStorage::create(local)?);
+        let packs = packs::open(&packs, local, &dir, &appliance, runtime, now_us())?;
+        Ok::<_, anyhow::Error>(Images::open_with(&dir, packs.folder, &secret)?)
+    });
+    opened.await.context("opening the chunk store")?.context("opening the chunk store")
+}
+
+/// Opens the objects, keeps their chunks from collections, and completes the catalog from their records.
+async fn open_objects(data: &DataDir, images: &Images, catalog: &Catalog) -> anyhow::Result<Arc<Objects>> {
+    let folder = data.objects();
+    let opened = tokio::task::spawn_blocking(move || Objects::open(&folder)).await;
+    let objects = Arc::new(opened.context("opening the objects")?.context("opening the objects")?);
+    images.add_roots(Arc::new(ObjectRoots::new(Arc::clone(images.store()), Arc::clone(&objects))));
+    catalog.replace_objects(&objects.list()).await?;
+    Ok(objects)
 }
 
 /// Opens the journals of all VMs that the catalog or the data folder knows, and completes the catalog from them.
@@ -318,6 +343,10 @@ async fn serve(
     let search = SearchServer::new(SearchService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let search = InterceptedService::new(search, move |request| search_gate.admit_admin(request));
+    let objects_gate = Arc::clone(&core.gate);
+    let objects = ObjectsServer::new(ObjectsService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::OBJECT_MESSAGE_MAX_BYTES);
+    let objects = InterceptedService::new(objects, move |request| objects_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -333,6 +362,7 @@ async fn serve(
         .add_service(retention)
         .add_service(clones)
         .add_service(search)
+        .add_service(objects)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await

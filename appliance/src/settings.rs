@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::catalog::{CatalogUrl, InvalidCatalogUrl};
 use crate::images::{InvalidMasterKeySource, MasterKeySource};
+use crate::packs::{InvalidPackLocation, PackLocation, PackSettings};
 
 /// The recovery appliance: takes the write streams of splitters and gives back any point of them.
 #[derive(Debug, Parser)]
@@ -33,10 +34,20 @@ pub struct Arguments {
     /// made in DIR/ca at the first start]
     #[arg(long, value_name = "SOURCE")]
     pub master_key: Option<String>,
+    /// Where the packs of the chunk store lie: local or s3://BUCKET/PREFIX [default: local]
+    #[arg(long, value_name = "URL")]
+    pub packs: Option<String>,
+    /// TOML file, mode 0600, with endpoint and keys of the object storage [default: the AWS_* variables]
+    #[arg(long, value_name = "FILE")]
+    pub packs_config: Option<PathBuf>,
+    /// MiB of the local disk that keep what is read from object storage [default: 1024]
+    #[arg(long, value_name = "MIB")]
+    pub packs_cache_mib: Option<u64>,
     /// Form of the log on standard error [default: text]
     #[arg(long, value_name = "FORM")]
     pub log: Option<LogForm>,
-    /// TOML file with the same settings (listen, http, catalog, names, master_key, log); the command line wins
+    /// TOML file with the same settings (listen, http, catalog, names, master_key, packs, packs_config,
+    /// packs_cache_mib, log); the command line wins
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
@@ -65,6 +76,9 @@ struct File {
     #[serde(default)]
     names: Vec<String>,
     master_key: Option<String>,
+    packs: Option<String>,
+    packs_config: Option<PathBuf>,
+    packs_cache_mib: Option<u64>,
     log: Option<LogForm>,
 }
 
@@ -83,6 +97,8 @@ pub struct Settings {
     pub names: Vec<String>,
     /// Where the master key of the chunk store comes from.
     pub master_key: MasterKeySource,
+    /// Where the packs of the chunk store lie.
+    pub packs: PackSettings,
     /// The form of the log.
     pub log: LogForm,
 }
@@ -112,6 +128,9 @@ pub enum SettingsError {
     /// Not a source of a key.
     #[error("--master-key: {0}")]
     MasterKey(#[from] InvalidMasterKeySource),
+    /// Not a place for packs.
+    #[error("--packs: {0}")]
+    Packs(#[from] InvalidPackLocation),
     /// Metrics would be reachable by anyone.
     #[error(
         "--http {0} is not a loopback address: metrics and health are unauthenticated; use 127.0.0.1 and a proxy"
@@ -131,6 +150,7 @@ impl Settings {
             catalog: CatalogUrl::Sqlite(None),
             names: Vec::new(),
             master_key: MasterKeySource::Default,
+            packs: PackSettings::default(),
             log: LogForm::Text,
         }
     }
@@ -149,6 +169,13 @@ impl Settings {
         let mut names = file.names;
         names.extend(arguments.names);
         let master_key = arguments.master_key.or(file.master_key);
+        let location = arguments.packs.or(file.packs).as_deref().map(str::parse::<PackLocation>);
+        let cache_mib = arguments.packs_cache_mib.or(file.packs_cache_mib);
+        let packs = PackSettings {
+            location: location.transpose()?.unwrap_or_default(),
+            access_file: arguments.packs_config.or(file.packs_config),
+            cache_bytes: cache_mib.map(|mib| mib.saturating_mul(1 << 20)),
+        };
         Ok(Self {
             data: arguments.data,
             listen: arguments.listen.or(file.listen).unwrap_or_else(|| default(7440)),
@@ -156,6 +183,7 @@ impl Settings {
             catalog: arguments.catalog.or(file.catalog).as_deref().unwrap_or("sqlite").parse()?,
             names,
             master_key: master_key.map_or(Ok(MasterKeySource::Default), |source| source.parse())?,
+            packs,
             log: arguments.log.or(file.log).unwrap_or_default(),
         })
     }
@@ -212,5 +240,12 @@ mod tests {
         assert!(error.contains("--master-key") && error.contains("command:CMD"), "{error}");
         let settings = load(&["--master-key", "file:/etc/key"]).unwrap();
         assert_eq!(settings.master_key, MasterKeySource::File("/etc/key".into()));
+        let error = load(&["--packs", "bucket"]).unwrap_err().to_string();
+        assert!(error.contains("--packs") && error.contains("s3://BUCKET/PREFIX"), "{error}");
+        let packs = load(&["--packs", "s3://bucket/a", "--packs-cache-mib", "2"]).unwrap().packs;
+        assert_eq!(
+            (packs.location.to_string().as_str(), packs.cache_bytes),
+            ("s3://bucket/a", Some(2 << 20))
+        );
     }
 }

@@ -8,6 +8,7 @@ use tidemark_proto::tls::SERVER_NAME;
 use tidemark_proto::v1::clones_client::ClonesClient as GeneratedClonesClient;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
+use tidemark_proto::v1::objects_client::ObjectsClient as GeneratedObjectsClient;
 use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
 use tidemark_proto::v1::search_client::SearchClient as GeneratedSearchClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -58,6 +59,9 @@ pub(crate) fn search(channel: Channel) -> SearchClient {
     GeneratedSearchClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
 }
 
+/// Calls the appliance's objects service.
+pub(crate) type ObjectsClient = GeneratedObjectsClient<Channel>;
+
 /// Calls the console service over a channel.
 pub(crate) fn console(channel: Channel) -> Client {
     ConsoleClient::new(channel)
@@ -68,6 +72,11 @@ pub(crate) fn console(channel: Channel) -> Client {
 /// Calls the history service over a channel.
 pub(crate) fn history(channel: Channel) -> HistoryClient {
     GeneratedHistoryClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// Calls the objects service over a channel.
+pub(crate) fn objects(channel: Channel) -> ObjectsClient {
+    GeneratedObjectsClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
 }
 
 /// Connects with the credentials of `context`; for several services.

@@ -56,3 +56,9 @@ pub const TEXT_MAX_BYTES: usize = 1024;
 
 /// Bytes of one `ReadView` call at most. Clients split longer reads.
 pub const READ_MAX_BYTES: u64 = 64 << 20;
+
+/// Bytes of one message of an object's content at most: large enough that its cost vanishes. Larger ones are refused.
+pub const OBJECT_PIECE_BYTES: usize = 1 << 20;
+
+/// Tags of one object at most; more are refused.
+pub const OBJECT_TAGS_MAX: usize = 64;

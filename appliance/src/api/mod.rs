@@ -1,4 +1,4 @@
-//! The console service. Every call has passed the gate as an administrator's; what changes something is audited.
+//! What consoles call. Every call has passed the gate as an administrator's; what changes something is audited.
 
 mod access;
 mod bookmarks;
@@ -6,6 +6,7 @@ mod clones;
 mod diff;
 mod exports;
 mod history;
+mod objects;
 mod points;
 mod retention;
 mod search;
@@ -14,6 +15,7 @@ mod vms;
 
 use std::sync::Arc;
 
+use tidemark_proto::limits::OBJECT_PIECE_BYTES;
 use tidemark_proto::v1::console_server::Console;
 use tidemark_proto::v1::{
     AdminRenewRequest, AdminRenewResponse, BookmarkReply, CreateBookmarkRequest, CreateTokenRequest,
@@ -27,6 +29,7 @@ use tonic::{Request, Response, Status};
 pub(crate) use clones::CLONE_REQUEST_MAX_BYTES;
 pub use clones::ClonesService;
 pub use history::HistoryService;
+pub use objects::ObjectsService;
 pub use retention::RetentionService;
 pub use search::SearchService;
 pub(crate) use vms::describe as describe_vms;
@@ -38,6 +41,9 @@ use crate::transport::Peer;
 
 /// Bytes of a console request at most: names, texts and a certificate request.
 pub(crate) const REQUEST_MAX_BYTES: usize = 64 << 10;
+
+/// Bytes of one message of an upload at most: a piece of content and its frame.
+pub(crate) const OBJECT_MESSAGE_MAX_BYTES: usize = OBJECT_PIECE_BYTES + (64 << 10);
 
 /// Serves consoles.
 #[derive(Debug)]

@@ -5,6 +5,7 @@
 mod audit;
 mod bookmarks;
 mod certificates;
+mod objects;
 mod policies;
 mod pool;
 mod search;

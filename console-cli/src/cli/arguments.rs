@@ -8,6 +8,7 @@ use tidemark_proto::ids::DiskId;
 
 use super::clone::CloneCommand;
 use super::history::DiffArguments;
+use super::object::ObjectCommand;
 use super::retention::{HoldArguments, PolicyCommand};
 use super::search::{SearchArguments, parse_tag};
 use crate::when::When;
@@ -86,6 +87,9 @@ pub(crate) enum Command {
     /// Writable copies of a point that last
     #[command(subcommand, after_help = "Example: tidemark clone create web-1 --at -15m --name web-1-test")]
     Clone(CloneCommand),
+    /// ISOs, OVAs, templates and other files, kept and deduplicated at the appliance
+    #[command(subcommand, after_help = "Example: tidemark object put debian-12.iso --tag os=debian")]
+    Object(ObjectCommand),
     /// Look into a journal's files, without an appliance
     #[command(subcommand, after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
     Journal(JournalCommand),
@@ -392,7 +396,7 @@ pub(crate) enum JournalCommand {
 }
 
 /// A length of time with its unit: `90s`, `30m`, `1h`, `7d`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is not a length of time: write 90s, 30m, 1h or 7d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds_per_unit = match unit {

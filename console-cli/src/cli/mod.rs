@@ -3,6 +3,7 @@
 mod arguments;
 mod clone;
 mod history;
+mod object;
 mod retention;
 mod search;
 mod usage;
@@ -13,6 +14,7 @@ pub(crate) use arguments::{
 };
 pub(crate) use clone::CloneCommand;
 pub(crate) use history::DiffArguments;
+pub(crate) use object::{GetArguments, ListArguments, ObjectCommand, ObjectKind, PutArguments, SetArguments};
 pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};
 pub(crate) use search::SearchArguments;
 pub(crate) use usage::{UsageError, one_line};

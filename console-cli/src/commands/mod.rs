@@ -7,6 +7,7 @@ mod diff;
 mod export;
 mod journal;
 mod mount;
+mod object;
 mod point;
 mod policy;
 mod recover;
@@ -20,7 +21,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use tonic::transport::Channel;
 
-use crate::appliance::{self, Client, channel, clones, console, history, retention};
+use crate::appliance::{self, Client, channel, clones, console, history, objects, retention};
 use crate::cli::{Cli, Command, VmCommand};
 use crate::context::Context;
 use crate::renewal;
@@ -58,6 +59,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
     let client = console(channel.clone());
     match command {
         Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
+        Command::Object(command) => object::run(objects(channel), command, json).await,
         Command::Token(command) => token::run(client, command, json).await,
         Command::Cert(command) => cert::run(client, command, json).await,
         Command::Search(arguments) => search::run(appliance::search(channel), arguments, json).await,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::state::SessionState;
 use super::{CHUNK_BYTES, ChunkId, ChunkStore, KeyDomain, StoreError, limits};
@@ -14,6 +14,7 @@ pub struct Session {
     store: Arc<ChunkStore>,
     domain: KeyDomain,
     number: u64,
+    new_bytes: AtomicU64,
 }
 
 impl ChunkStore {
@@ -34,7 +35,7 @@ impl ChunkStore {
         let (number, start) = (state.last_session, state.epoch);
         state.sessions.insert(number, SessionState { start, relied: BTreeSet::new() });
         drop(state);
-        Ok(Session { store: Arc::clone(self), domain, number })
+        Ok(Session { store: Arc::clone(self), domain, number, new_bytes: AtomicU64::new(0) })
     }
 }
 
@@ -72,7 +73,14 @@ impl Session {
         }
         store.store_chunk(self.domain, id, content)?;
         store.counters.new_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
+        self.new_bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
         Ok(id)
+    }
+
+    /// Bytes that it put and that were not there, before compression.
+    #[must_use]
+    pub fn new_bytes(&self) -> u64 {
+        self.new_bytes.load(Ordering::Relaxed)
     }
 
     /// Protects a chunk that is there, as if it were put; whether it is there.
