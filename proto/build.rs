@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/clones.proto",
         "schema/search.proto",
         "schema/objects.proto",
+        "schema/attest.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.

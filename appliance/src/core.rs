@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tidemark_journal::attest::SigningKey;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -10,7 +11,7 @@ use crate::clock::now_us;
 use crate::clones::Clones;
 use crate::data_dir::DataDir;
 use crate::export::Exports;
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, LogKeys};
 use crate::images::Images;
 use crate::ingest::Committer;
 use crate::metrics::Metrics;
@@ -29,6 +30,10 @@ pub struct Core {
     pub data: DataDir,
     /// Signs certificates.
     pub authority: Authority,
+    /// Signs what is said of journals.
+    pub signing: Arc<SigningKey>,
+    /// What journals are opened with.
+    pub log_keys: LogKeys,
     /// Names, nonces, tokens, certificates, bookmarks, audit.
     pub catalog: Catalog,
     /// Who may call.

@@ -56,14 +56,8 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`] when another appliance has it.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        for dir in [
-            root.to_path_buf(),
-            root.join("ca"),
-            root.join("vms"),
-            root.join("clones"),
-            root.join("exports"),
-            root.join("store"),
-        ] {
+        let names = ["ca", "vms", "clones", "exports", "store", "signing"];
+        for dir in std::iter::once(root.to_path_buf()).chain(names.map(|name| root.join(name))) {
             DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -93,6 +87,12 @@ impl DataDir {
     #[must_use]
     pub fn ca(&self) -> PathBuf {
         self.root.join("ca")
+    }
+
+    /// The key that signs statements about journals.
+    #[must_use]
+    pub fn signing(&self) -> PathBuf {
+        self.root.join("signing")
     }
 
     /// Address and credentials for the console.
@@ -264,6 +264,14 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
 /// With the path in the message.
 pub fn read_text(path: &Path) -> Result<String, FileError> {
     fs::read_to_string(path).map_err(|error| FileError::new("reading", path, error))
+}
+
+/// Reads a small file.
+///
+/// # Errors
+/// With the path in the message.
+pub fn read_bytes(path: &Path) -> Result<Vec<u8>, FileError> {
+    fs::read(path).map_err(|error| FileError::new("reading", path, error))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ pub mod recovery;
 pub mod retention;
 pub mod server;
 pub mod settings;
+pub mod signing;
 pub mod space;
 pub mod tasks;
 pub mod transport;

@@ -11,6 +11,7 @@ use tidemark_journal::retention::ImageKeeper;
 use tidemark_journal::storage::OsStorage;
 use tidemark_journal::view::BaseImages;
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
+use tidemark_proto::v1::attest_server::AttestServer;
 use tidemark_proto::v1::clones_server::ClonesServer;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
@@ -26,7 +27,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::api::{
-    self, ClonesService, ConsoleService, HistoryService, ObjectsService, RetentionService, SearchService,
+    self, AttestService, ClonesService, ConsoleService, HistoryService, ObjectsService, RetentionService,
+    SearchService,
 };
 use crate::catalog::Catalog;
 use crate::clock::now_us;
@@ -34,7 +36,7 @@ use crate::core::Core;
 use crate::data_dir::DataDir;
 use crate::enrolment::{self, EnrolmentService};
 use crate::export::Exports;
-use crate::fleet::{Fleet, Vm, VmLog};
+use crate::fleet::{Fleet, LogKeys, Vm, VmLog};
 use crate::images::Images;
 use crate::ingest::{COMPARE_PARALLEL, Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
@@ -47,7 +49,7 @@ use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::transport::{Gate, Incoming, bind};
-use crate::{admin_context, clones, http};
+use crate::{admin_context, clones, http, signing};
 
 /// Bytes of HTTP/2 flow control per stream and per connection: a stream at 400 MB/s with 40 ms of round trip and
 /// scheduling. A splitter that sends more waits.
@@ -109,10 +111,12 @@ impl Appliance {
         let names = server_names(settings);
         let certificate = Arc::new(ServerCertificate::new(&authority, &provider, names, now_us)?);
         let tls = server_config(&authority, Arc::clone(&provider), Arc::clone(&certificate))?;
+        let signing = signing::load_or_create(&data.signing())?;
+        let log_keys = LogKeys { signer: signing.clone(), master: None };
         let keeper = Arc::new(ImageKeeper::new(Arc::clone(images.store())));
-        let fleet = open_fleet(&data, &catalog, &keeper).await?;
+        let fleet = open_fleet(&data, &catalog, &keeper, &log_keys).await?;
         let images_below: Arc<dyn BaseImages> = Arc::<ImageKeeper>::clone(&keeper);
-        clones::open_all(&data, &fleet, &images_below).await?;
+        clones::open_all(&data, &fleet, &images_below, &log_keys).await?;
         let retention = Retention::new(keeper, data.retention_clock(), retention_clock(&fleet));
         let (address, incoming) = bind(settings.listen, Arc::new(tls), Arc::clone(&metrics))
             .await
@@ -126,6 +130,8 @@ impl Appliance {
             clones: Arc::default(),
             data,
             authority,
+            signing,
+            log_keys,
             catalog,
             gate,
             fleet,
@@ -257,7 +263,12 @@ async fn open_objects(data: &DataDir, images: &Images, catalog: &Catalog) -> any
 }
 
 /// Opens the journals of all VMs that the catalog or the data folder knows, and completes the catalog from them.
-async fn open_fleet(data: &DataDir, catalog: &Catalog, keeper: &Arc<ImageKeeper>) -> anyhow::Result<Fleet> {
+async fn open_fleet(
+    data: &DataDir,
+    catalog: &Catalog,
+    keeper: &Arc<ImageKeeper>,
+    keys: &LogKeys,
+) -> anyhow::Result<Fleet> {
     let mut known: Vec<_> = catalog.vms().await?.into_iter().map(|row| (row.vm(), Some(row.name))).collect();
     for vm in data.vms()? {
         if !known.iter().any(|(id, _)| *id == vm) {
@@ -267,8 +278,8 @@ async fn open_fleet(data: &DataDir, catalog: &Catalog, keeper: &Arc<ImageKeeper>
     let opening: Vec<_> = known
         .into_iter()
         .map(|(id, name)| {
-            let (dir, keeper) = (data.journal(id), Arc::clone(keeper));
-            (id, name, tokio::task::spawn_blocking(move || VmLog::open(id, &dir, keeper)))
+            let (dir, keeper, keys) = (data.journal(id), Arc::clone(keeper), keys.clone());
+            (id, name, tokio::task::spawn_blocking(move || VmLog::open(id, &dir, keeper, keys)))
         })
         .collect();
     let fleet = Fleet::default();
@@ -323,8 +334,8 @@ async fn serve(
     incoming: Incoming,
     ending: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let [vm_gate, admin_gate, history_gate, retention_gate, clones_gate, search_gate] =
-        [(); 6].map(|()| Arc::clone(&core.gate));
+    let [vm_gate, admin_gate, history_gate, retention_gate, clones_gate, search_gate, attest_gate] =
+        [(); 7].map(|()| Arc::clone(&core.gate));
     let splitter = SplitterServer::new(SplitterService::new(Arc::clone(&core)))
         .max_decoding_message_size(MESSAGE_MAX_BYTES);
     let splitter = InterceptedService::new(splitter, move |request| vm_gate.admit_vm(request));
@@ -347,6 +358,9 @@ async fn serve(
     let objects = ObjectsServer::new(ObjectsService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::OBJECT_MESSAGE_MAX_BYTES);
     let objects = InterceptedService::new(objects, move |request| objects_gate.admit_admin(request));
+    let attest = AttestServer::new(AttestService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let attest = InterceptedService::new(attest, move |request| attest_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -363,6 +377,7 @@ async fn serve(
         .add_service(clones)
         .add_service(search)
         .add_service(objects)
+        .add_service(attest)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await
@@ -399,14 +414,19 @@ fn measure(root: &Path, sender: &watch::Sender<Space>, metrics: &Metrics) {
     });
 }
 
-/// Commits maintain the journals they go to; this does it for those that none go to, one journal at a time.
+/// Commits maintain the journals they go to; this does it for those that none go to, one journal at a time, and signs where
+/// each stands.
 async fn maintain_idle(core: Arc<Core>, ending: CancellationToken) {
     loop {
         for vm in core.fleet.with_clones() {
             if ending.is_cancelled() {
                 return;
             }
-            let _ = tokio::task::spawn_blocking(move || vm.log.maintain()).await;
+            let work = move || {
+                vm.log.maintain();
+                vm.log.attest();
+            };
+            let _ = tokio::task::spawn_blocking(work).await;
         }
         tokio::select! {
             () = tokio::time::sleep(MAINTAIN_INTERVAL) => {}

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow};
 use tidemark_proto::limits::MESSAGE_MAX_BYTES;
 use tidemark_proto::tls::SERVER_NAME;
+use tidemark_proto::v1::attest_client::AttestClient as GeneratedAttestClient;
 use tidemark_proto::v1::clones_client::ClonesClient as GeneratedClonesClient;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
@@ -61,6 +62,14 @@ pub(crate) fn search(channel: Channel) -> SearchClient {
 
 /// Calls the appliance's objects service.
 pub(crate) type ObjectsClient = GeneratedObjectsClient<Channel>;
+
+/// Calls the service that signs.
+pub(crate) type AttestClient = GeneratedAttestClient<Channel>;
+
+/// Calls the service that signs over a channel.
+pub(crate) fn attest(channel: Channel) -> AttestClient {
+    GeneratedAttestClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
 
 /// Calls the console service over a channel.
 pub(crate) fn console(channel: Channel) -> Client {

@@ -9,6 +9,7 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(decoded) = frame::decode(data, &[7; 32]) {
         let payload = vec![0; decoded.payload_bytes().min(1 << 20)];
         let _ = frame::payload_damage(&payload, &decoded.crc32c);
+        let _ = decoded.has_payload(&payload, &[7; 32]);
         let _ = decoded.frame(&payload);
     }
 });

@@ -26,6 +26,9 @@ pub enum OpenError {
     /// The manifest is damaged at its very start, so that nothing can be trusted.
     #[error("the manifest is damaged: {0}")]
     Damaged(Damage),
+    /// It is encrypted, and what was given does not open it.
+    #[error("the journal is encrypted: {0}")]
+    Keys(&'static str),
     /// An option is out of its range.
     #[error("option out of range: {0}")]
     Option(&'static str),
@@ -92,6 +95,12 @@ pub enum ReadError {
     /// The storage failed.
     #[error("the journal cannot be read: {0}")]
     Storage(#[from] StorageError),
+    /// It is encrypted, and its keys were not given.
+    #[error("{file} is encrypted: open the journal with its master key")]
+    NoKey {
+        /// The file.
+        file: String,
+    },
     /// The image below the journal cannot be read.
     #[error("the image of {disk} cannot be read: {source}")]
     Image {

@@ -14,13 +14,17 @@
 //! - [`store`]: chunks that all VMs share, compressed and encrypted.
 //! - [`retention`]: what of the history is kept, and how the rest becomes images.
 //! - [`branch`]: journals that begin at a point of another one, and writing into them.
+//! - [`attest`]: what a signature outside the journal proves.
+//! - `encryption`: payload at rest.
 //! - [`changed`]: which bytes differ between two points.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
 
+pub mod attest;
 pub mod branch;
 pub mod changed;
 mod dump;
+mod encryption;
 pub mod error;
 pub mod frame;
 pub mod image;
@@ -43,6 +47,7 @@ pub mod view;
 mod wire;
 
 pub use dump::{DumpError, dump};
+pub use encryption::Encryption;
 pub use error::{AppendError, OpenError, ReadError, RetentionError, SyncError, ViewError};
 pub use journal::{Change, Fold, Journal, LiveImages};
 pub use options::{Options, limits};

@@ -1,5 +1,10 @@
 //! Settings and limits of a journal.
 
+use std::sync::Arc;
+
+use crate::attest::Signer;
+use crate::encryption::Encryption;
+
 /// Limits of the formats and of memory. Each says its unit, its reason and what happens beyond it.
 pub mod limits {
     /// Bytes of a segment at which it is closed and the next one begun. Large enough that a leaf index and its syncs
@@ -58,6 +63,10 @@ pub struct Options {
     /// Used by [`crate::Journal::create`] alone: 32 random bytes that key the hashes of this journal, so that no
     /// guest can write sectors that pass for frames. They are stored in the journal.
     pub key: [u8; 32],
+    /// Who signs what the journal says of itself; without, nothing is signed.
+    pub signer: Option<Arc<dyn Signer>>,
+    /// Encrypts what is written from now on; a journal that is encrypted does not open for writing without.
+    pub encryption: Option<Encryption>,
 }
 
 impl Default for Options {
@@ -67,6 +76,8 @@ impl Default for Options {
             index_cache_bytes: limits::INDEX_CACHE_BYTES,
             manifest_snapshot_bytes: limits::MANIFEST_SNAPSHOT_BYTES,
             key: [0; 32],
+            signer: None,
+            encryption: None,
         }
     }
 }

@@ -1,17 +1,21 @@
 //! Checks every byte of a journal's files against its hashes and against each other.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use tidemark_proto::ids::Lsn;
+
+use crate::attest::{Proof, PublicKey, Trail, WHOLE_SEGMENT};
+use crate::encryption::{KEY_FILE, key_file_bytes, key_file_damage};
 use crate::error::OpenError;
+use crate::frame::Table;
 use crate::index::MemoryIndex;
 use crate::journal::{Run, Runs, is_listed, push_event, read_file, read_manifest};
 use crate::leaf::{self, leaf_name};
 use crate::manifest::{MANIFEST_FILE, Read, Sealed};
 use crate::node::{self, Child, MergeError, Sink};
 use crate::recovery::{Damage, RecoveryReport, replay, time_before};
-use crate::segment::{Scanner, Stop, segment_name};
+use crate::segment::{Scanner, Stop, content_hash, segment_name};
 use crate::storage::{Storage, StorageError, StorageErrorKind, StorageFile};
 use crate::timeline::{Event, History, Horizon, What};
 
@@ -46,12 +50,20 @@ impl VerifyReport {
 /// # Errors
 /// When there is no journal, it is of a newer version, or the storage fails. Damage is no error but a finding.
 pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
+    verify_with(storage, None).map(|(report, _)| report)
+}
+
+/// The same, and what is proven by a key; nothing when the manifest cannot be read.
+pub(crate) fn verify_with(
+    storage: &dyn Storage,
+    public_key: Option<PublicKey>,
+) -> Result<(VerifyReport, Option<Proof>), OpenError> {
     let mut report = VerifyReport::default();
     let read = match read_manifest(storage) {
         Ok(read) => read,
         Err(OpenError::Damaged(damage)) => {
             report.damage.push(damage);
-            return Ok(report);
+            return Ok((report, None));
         }
         Err(error) => return Err(error),
     };
@@ -59,7 +71,17 @@ pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
     report.bytes += storage.open(MANIFEST_FILE)?.len()?;
     report.damage.extend(read.damage.clone());
     report.torn_tail.extend(read.torn.clone());
-    let mut walk = Walk { storage, read: &read, report, last_hash: [0; 32], floor_us: 0, horizon: None };
+    let trail = public_key.map(|public_key| Trail::new(&read, public_key));
+    let mut walk = Walk {
+        storage,
+        read: &read,
+        report,
+        encrypted: false,
+        trail,
+        last_hash: [0; 32],
+        floor_us: 0,
+        horizon: None,
+    };
     if let Some(base) = &read.state.base {
         (walk.last_hash, walk.floor_us) = (base.last_hash, base.floor_us);
         let horizons = base.events.iter().filter(|event| event.what == What::Horizon);
@@ -70,27 +92,29 @@ pub fn verify(storage: &dyn Storage) -> Result<VerifyReport, OpenError> {
     }
     // What the open segments' ends mean is the decision table's business.
     let recovered = replay(storage, &read.key, &read.state)?;
-    let mut open = BTreeSet::new();
     for ordinal in read.state.open.keys() {
-        open.insert(segment_name(*ordinal));
         walk.open(*ordinal, recovered.damage.as_ref())?;
     }
-    let mut report = walk.report;
+    let (mut report, trail, encrypted) = (walk.report, walk.trail, walk.encrypted);
     if let Some(damage) = recovered.damage
         && !report.damage.iter().any(|known| known.file == damage.file)
     {
         report.damage.push(damage);
     }
     nodes(storage, &read, &mut report)?;
+    keys(storage, encrypted, &mut report)?;
     let names = storage.list()?.into_iter();
     report.unlisted = names.filter(|name| name != MANIFEST_FILE && !is_listed(name, &read.state)).collect();
-    Ok(report)
+    Ok((report, trail.map(|trail| trail.finish(&read))))
 }
 
 struct Walk<'a> {
     storage: &'a dyn Storage,
     read: &'a Read,
     report: VerifyReport,
+    /// Some segment needs the key file.
+    encrypted: bool,
+    trail: Option<Trail>,
     last_hash: [u8; 32],
     floor_us: u64,
     horizon: Option<Horizon>,
@@ -110,6 +134,14 @@ impl Walk<'_> {
         self.report.damage.push(Damage { file, offset, bytes, problem: problem.to_owned() });
     }
 
+    /// Damage that the log cannot be followed beyond.
+    fn log_damage(&mut self, file: String, offset: u64, bytes: u64, problem: &str) {
+        self.damage(file, offset, bytes, problem);
+        if let (Some(trail), Some(damage)) = (&mut self.trail, self.report.damage.last()) {
+            trail.breaks(damage);
+        }
+    }
+
     /// Reads a segment to its end or first damage; `None` if it has no header.
     fn walk(&mut self, ordinal: u64) -> Result<Option<Walked>, OpenError> {
         let file = match self.storage.open(&segment_name(ordinal)) {
@@ -119,19 +151,32 @@ impl Walk<'_> {
         };
         self.report.files += 1;
         self.report.bytes += file.len()?;
+        if self.trail.is_some() && self.read.state.hashed_from.is_none_or(|from| ordinal < from) {
+            self.content(ordinal, file.as_ref())?;
+        }
         let previous = Some(self.last_hash);
         let Some(mut scanner) = Scanner::open(file, ordinal, &self.read.key, previous)? else {
             return Ok(None);
         };
+        self.encrypted |= scanner.data_key() > 0;
         let mut index = MemoryIndex::new(self.floor_us);
         let mut events = Vec::new();
         let mut history = History::default();
+        if let Some(trail) = &mut self.trail {
+            trail.reach((ordinal, 0), Lsn::ZERO, scanner.tail().1, scanner.offset());
+        }
         let stop = loop {
             let scan = match scanner.next()? {
                 Ok(scan) => scan,
                 Err(stop) => break stop,
             };
             self.report.frames += 1;
+            let (frames, hash) = scanner.tail();
+            let is_footer = matches!(scan.frame.table, Table::Footer { .. });
+            if let Some(trail) = &mut self.trail {
+                let place = (ordinal, if is_footer { WHOLE_SEGMENT } else { frames });
+                trail.reach(place, scan.frame.header.position.lsn, hash, scanner.offset());
+            }
             index.add_decoded(&scan.frame, scan.offset);
             let horizon = self.horizon;
             if let Some(event) =
@@ -151,7 +196,7 @@ impl Walk<'_> {
         let name = segment_name(sealed.ordinal);
         let walked = self.walk(sealed.ordinal)?;
         match &walked {
-            None => self.damage(
+            None => self.log_damage(
                 name,
                 0,
                 crate::segment::SEGMENT_HEADER_BYTES as u64,
@@ -159,11 +204,11 @@ impl Walk<'_> {
             ),
             Some(walked) => match &walked.stop {
                 Stop::Invalid { offset, bytes, problem } => {
-                    self.damage(name, *offset, *bytes, problem);
+                    self.log_damage(name, *offset, *bytes, problem);
                 }
-                Stop::Clean => self.damage(name, walked.bytes, 0, "the footer is missing"),
+                Stop::Clean => self.log_damage(name, walked.bytes, 0, "the footer is missing"),
                 Stop::Footer if walked.bytes != sealed.bytes || walked.last_hash != sealed.last_hash => {
-                    self.damage(name, 0, walked.bytes, "it is not the segment that the manifest names");
+                    self.log_damage(name, 0, walked.bytes, "it is not the segment that the manifest names");
                 }
                 Stop::Footer => {}
             },
@@ -179,6 +224,21 @@ impl Walk<'_> {
             .rev()
             .find(|event| event.what == What::Horizon)
             .map_or(self.horizon, |event| Some(Horizon { lsn: event.lsn, time_us: event.time_us }));
+        Ok(())
+    }
+
+    /// Frames of version 1 do not cover their payload: whether the segment is what was hashed later, if it was. Without
+    /// a hash there is no damage, and no proof either.
+    fn content(&mut self, ordinal: u64, file: &dyn StorageFile) -> Result<(), OpenError> {
+        let (name, bytes) = (segment_name(ordinal), file.len()?);
+        let problem = match self.read.state.contents.get(&ordinal) {
+            Some(hash) if content_hash(file, &self.read.key)? == *hash => return Ok(()),
+            Some(_) => "it is not the file that was hashed after an upgrade",
+            None => "an older version wrote it, and it was not hashed since",
+        };
+        if let Some(trail) = &mut self.trail {
+            trail.breaks(&Damage { file: name, offset: 0, bytes, problem: problem.to_owned() });
+        }
         Ok(())
     }
 
@@ -232,8 +292,30 @@ impl Walk<'_> {
 
     /// Damage, if recovery judges it so, else a torn tail.
     fn tail(&mut self, found: Damage, judged: Option<&Damage>) {
+        if let Some(trail) = &mut self.trail
+            && judged.is_some()
+        {
+            trail.breaks(&found);
+        }
         if judged.is_some() { self.report.damage.push(found) } else { self.report.torn_tail.push(found) }
     }
+}
+
+/// The key file, as far as it can be checked without the master key.
+fn keys(storage: &dyn Storage, needed: bool, report: &mut VerifyReport) -> Result<(), OpenError> {
+    match key_file_bytes(storage)? {
+        Some(bytes) => {
+            report.files += 1;
+            report.bytes += bytes;
+            report.damage.extend(key_file_damage(storage)?);
+        }
+        None if needed => {
+            let problem = "the file is missing: what is encrypted cannot be read".to_owned();
+            report.damage.push(Damage { file: KEY_FILE.to_owned(), offset: 0, bytes: 0, problem });
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 /// Compares each node with what its children merge to, or, if they are damaged themselves, with its own hashes.

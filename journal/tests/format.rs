@@ -18,10 +18,12 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use support::*;
-use tidemark_journal::frame::{self, FRAME_HEADER_BYTES, FrameKind, Table};
+use tidemark_journal::attest::{Signer, SigningKey, prove};
+use tidemark_journal::frame::{self, Cover, FRAME_HEADER_BYTES, FrameKind, Table};
 use tidemark_journal::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use tidemark_journal::storage::{OsStorage, SimStorage};
-use tidemark_journal::{Journal, OpenError, leaf, manifest, node, verify};
+use tidemark_journal::store::MasterKey;
+use tidemark_journal::{Encryption, Journal, OpenError, Options, leaf, manifest, node, verify};
 use tidemark_proto::ids::Lsn;
 
 const SEGMENT: &str = "segment-0000000000000001";
@@ -42,10 +44,24 @@ fn stream_v1() -> Stream {
     tiny(&journal(&SimStorage::new(1), 6 << 10))
 }
 
+/// What was written to the fixture of version 2.
+fn stream_v2() -> Stream {
+    sample(&journal(&SimStorage::new(1), 600))
+}
+
+/// Options of the fixture of this version: signed and encrypted.
+fn options_now() -> Options {
+    let encryption = Encryption { master: MasterKey::from_bytes(&[9; 32]).unwrap(), seed: [4; 32] };
+    let signer: Arc<dyn Signer> = Arc::new(SigningKey::from_seed(&[5; 32]).unwrap());
+    Options { encryption: Some(encryption), signer: Some(signer), ..options(600) }
+}
+
 /// What wrote the fixture of this version: with small segments, so that there is a node.
 fn written_now() -> (BTreeMap<String, Vec<u8>>, Stream) {
     let storage = SimStorage::new(1);
-    let journal = journal(&storage, 600);
+    let journal = Journal::create(Arc::new(storage.clone()), vm(), options_now()).unwrap();
+    journal.put_disk(disk(1)).unwrap();
+    journal.put_disk(disk(2)).unwrap();
     let stream = sample(&journal);
     journal.put_note("vm-name", b"web-1").unwrap();
     journal.maintain().unwrap();
@@ -58,12 +74,12 @@ fn written_now() -> (BTreeMap<String, Vec<u8>>, Stream) {
 fn this_version_writes_the_golden_bytes() {
     let (files, _) = written_now();
     if std::env::var_os("TIDEMARK_WRITE_FIXTURES").is_some() {
-        std::fs::create_dir_all(fixture("v2")).unwrap();
+        std::fs::create_dir_all(fixture("v3")).unwrap();
         for (name, bytes) in &files {
-            std::fs::write(fixture("v2").join(name), bytes).unwrap();
+            std::fs::write(fixture("v3").join(name), bytes).unwrap();
         }
     }
-    let golden = fixture_files("v2");
+    let golden = fixture_files("v3");
     assert!(golden.contains_key(NODE));
     assert_eq!(files.keys().collect::<Vec<_>>(), golden.keys().collect::<Vec<_>>());
     for (name, bytes) in &files {
@@ -73,17 +89,18 @@ fn this_version_writes_the_golden_bytes() {
 }
 
 /// Opens a fixture, compares it with the model, then writes on in a copy of it.
-fn opens_and_reads(version: &str, mut stream: Stream, segment_bytes: u64) {
+fn opens_and_reads(version: &str, mut stream: Stream, options: &Options) {
     let model = Model::of(&stream.frames, BaseRule::AtLine);
     let storage = Arc::new(OsStorage::open(fixture(version)).unwrap());
     assert!(verify(storage.as_ref()).unwrap().is_clean());
-    let (journal, report) = Journal::open_read_only(storage, options(segment_bytes)).unwrap();
+    let (journal, report) = Journal::open_read_only(storage, options.clone()).unwrap();
     assert_eq!(report.damage, None);
     assert_eq!(journal.durable(), stream.position);
     assert_eq!(journal.note("vm-name").as_deref(), Some(b"web-1".as_slice()));
     assert_eq!(difference(&journal, &model, 0..=stream.position.lsn.0), None);
     let storage = SimStorage::with_files(1, &fixture_files(version));
-    let journal = reopen(&storage, segment_bytes);
+    let (journal, report) = Journal::open(Arc::new(storage.clone()), options.clone()).unwrap();
+    assert_eq!(report.damage, None);
     for round in 0..12 {
         stream.writes(vec![entry(1, frame::EntryKind::Data, 9, 40)], 90 + round).append(&journal).unwrap();
         stream.heartbeat(true).append(&journal).unwrap();
@@ -100,12 +117,21 @@ fn opens_and_reads(version: &str, mut stream: Stream, segment_bytes: u64) {
 
 #[test]
 fn the_fixture_of_version_1_opens_reads_and_is_written_on() {
-    opens_and_reads("v1", stream_v1(), 6 << 10);
+    opens_and_reads("v1", stream_v1(), &options(6 << 10));
 }
 
 #[test]
 fn the_fixture_of_version_2_opens_reads_and_is_written_on() {
-    opens_and_reads("v2", written_now().1, 600);
+    opens_and_reads("v2", stream_v2(), &options(600));
+}
+
+#[test]
+fn the_fixture_of_version_3_opens_reads_and_is_written_on() {
+    opens_and_reads("v3", written_now().1, &options_now());
+    let key = SigningKey::from_seed(&[5; 32]).unwrap().public_key();
+    let (report, proof) = prove(&OsStorage::open(fixture("v3")).unwrap(), &key).unwrap();
+    assert!(report.is_clean() && proof.broken.is_none());
+    assert_eq!(proof.proven.unwrap().lsn, Lsn(13));
 }
 
 #[test]
@@ -167,18 +193,46 @@ fn fields_lie_where_the_format_says() {
 }
 
 #[test]
+fn what_version_3_added_lies_where_the_format_says() {
+    let files = fixture_files("v3");
+    assert_eq!(files["manifest"][8..12], [3, 0, 104, 0]);
+    assert_eq!(&files["keys"][..8], b"TMKEYS01");
+    let segment = &files[SEGMENT];
+    // Version 2 of the header, with the ordinal of the data key.
+    assert_eq!(segment[8..16], [2, 0, 160, 0, 1, 0, 0, 0]);
+    let line = frame::decode(&segment[SEGMENT_HEADER_BYTES..], &KEY).unwrap();
+    assert_eq!((line.header.cover, line.payload_hash), (Cover::Hashed, None));
+    let writes = &segment[SEGMENT_HEADER_BYTES + usize::try_from(line.header.frame_bytes()).unwrap()..];
+    assert_eq!(writes[8..12], [2, 0, 1, 2]);
+    let frame = frame::decode(writes, &KEY).unwrap();
+    let (table, payload, pieces) = (48, 29 * 512, 4);
+    let seal = frame.seal.as_ref().unwrap();
+    let tags = FRAME_HEADER_BYTES + table;
+    assert_eq!(writes[tags..tags + 16], seal.tags[0]);
+    let salt = tags + 16 * pieces;
+    assert_eq!(writes[salt..salt + 32], seal.salt);
+    let stored = &writes[frame.header.head_bytes()..][..payload];
+    assert_eq!(writes[salt + 32..salt + 64], *blake3::keyed_hash(&KEY, stored).as_bytes());
+    let checksums: Vec<u8> = checksums(stored).iter().flat_map(|one| one.to_le_bytes()).collect();
+    assert_eq!(writes[salt + 64..salt + 64 + 4 * pieces], checksums);
+    assert_eq!(frame.header.head_bytes(), salt + 64 + 4 * pieces);
+    let (_, records) = manifest::decode(&files["manifest"]).unwrap();
+    assert!(records.iter().any(|record| record.text.contains("Bookmark")));
+}
+
+#[test]
 fn a_newer_version_or_a_reserved_flag_is_refused_not_misread() {
     let mut files = fixture_files("v1");
     let mut manifest = files["manifest"].clone();
-    manifest[8] = 3;
+    manifest[8] = 4;
     let hash = blake3::keyed_hash(&KEY, &manifest[..72]);
     manifest[72..104].copy_from_slice(hash.as_bytes());
-    assert!(matches!(manifest::decode(&manifest), Err(manifest::ManifestError::Version(3))));
+    assert!(matches!(manifest::decode(&manifest), Err(manifest::ManifestError::Version(4))));
     files.insert("manifest".to_owned(), manifest);
     let opened = Journal::open(Arc::new(SimStorage::with_files(1, &files)), options(6 << 10));
     assert!(matches!(opened, Err(OpenError::Newer(_))));
     let bytes = &files[SEGMENT][SEGMENT_HEADER_BYTES..];
-    for (at, value) in [(8, 2_u8), (10, 99), (11, 1)] {
+    for (at, value) in [(8, 3_u8), (10, 99), (11, 1)] {
         let mut changed = bytes.to_vec();
         changed[at] = value;
         // With a hash that fits, as a newer program would write it.
@@ -195,7 +249,7 @@ proptest! {
 
     #[test]
     fn decoders_take_anything(bytes in proptest::collection::vec(any::<u8>(), 0..2000), at in any::<usize>(), which in 0..4_usize) {
-        let files = fixture_files("v2");
+        let files = fixture_files("v3");
         let name = [SEGMENT, LEAF, "manifest", NODE][which];
         let mut changed = files[name].clone();
         let at = at % changed.len();

@@ -1,6 +1,7 @@
 //! What consoles call. Every call has passed the gate as an administrator's; what changes something is audited.
 
 mod access;
+mod attest;
 mod bookmarks;
 mod clones;
 mod diff;
@@ -26,6 +27,7 @@ use tidemark_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+pub use attest::AttestService;
 pub(crate) use clones::CLONE_REQUEST_MAX_BYTES;
 pub use clones::ClonesService;
 pub use history::HistoryService;

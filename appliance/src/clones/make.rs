@@ -136,7 +136,7 @@ fn make(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, C
     let pin = Pin { name: pin_name(id), kind: PinKind::Clone, lsn: view.lsn, until_us: None };
     journal.put_pin(pin, created_us)?;
     let unfinished = core.data.unfinished_clone(id);
-    let written = write(&unfinished, id, name, created_us, &start).and_then(|()| {
+    let written = write(&unfinished, id, name, created_us, &start, core.log_keys.options()).and_then(|()| {
         let folder = core.data.clone_folder(id);
         std::fs::rename(&unfinished, &folder).map_err(|error| CloneError::Journal(error.to_string()))?;
         core.data.sync_clones()?;
@@ -149,7 +149,7 @@ fn make(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, C
             return Err(error);
         }
     };
-    let log = VmLog::open_clone(id, &folder.join("journal"), parent.log.images());
+    let log = VmLog::open_clone(id, &folder.join("journal"), parent.log.images(), core.log_keys.clone());
     log.continue_from(Arc::clone(&parent.log));
     Ok(Vm::of_clone(id, name.to_owned(), log, Origin { point: Some(point), created_us }))
 }
@@ -161,11 +161,11 @@ fn write(
     name: &str,
     created_us: u64,
     start: &BranchStart,
+    options: Options,
 ) -> Result<(), CloneError> {
     let made = DirBuilder::new().mode(0o700).create(folder);
     made.map_err(|error| CloneError::Journal(format!("{}: {error}", folder.display())))?;
     let storage = Arc::new(OsStorage::create(folder.join("journal"))?);
-    let options = Options { key: rand::random(), ..Options::default() };
     let journal = Journal::create_branch(storage, id, options, start)?;
     journal.put_note(VmLog::NAME_NOTE, name.as_bytes())?;
     journal.put_note(CREATED_NOTE, &created_us.to_le_bytes())?;

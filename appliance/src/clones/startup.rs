@@ -11,20 +11,25 @@ use tidemark_proto::ids::VmId;
 use super::{CREATED_NOTE, PIN_PREFIX, pin_name};
 use crate::clock::now_us;
 use crate::data_dir::DataDir;
-use crate::fleet::{Fleet, Origin, Vm, VmLog};
+use crate::fleet::{Fleet, LogKeys, Origin, Vm, VmLog};
 
 /// Opens all clones of the data folder, whose VMs are in the fleet already.
 ///
 /// # Errors
 /// When the folder cannot be listed. A clone that cannot be opened is kept as down.
-pub async fn open_all(data: &DataDir, fleet: &Fleet, images: &Arc<dyn BaseImages>) -> anyhow::Result<()> {
+pub async fn open_all(
+    data: &DataDir,
+    fleet: &Fleet,
+    images: &Arc<dyn BaseImages>,
+    keys: &LogKeys,
+) -> anyhow::Result<()> {
     let ids = data.clones()?;
     let opening: Vec<_> = ids
         .iter()
         .map(|id| {
             let (id, folder) = (*id, data.clone_folder(*id).join("journal"));
-            let images = Arc::clone(images);
-            tokio::task::spawn_blocking(move || (id, VmLog::open_clone(id, &folder, images)))
+            let (images, keys) = (Arc::clone(images), keys.clone());
+            tokio::task::spawn_blocking(move || (id, VmLog::open_clone(id, &folder, images, keys)))
         })
         .collect();
     for opened in opening {

@@ -93,9 +93,9 @@ impl EnrolmentService {
             return Err(used_meanwhile());
         }
         let dir = core.data.journal(vm);
-        let (name, keeper) = (token.vm_name.clone(), core.retention.keeper());
+        let (name, keeper, keys) = (token.vm_name.clone(), core.retention.keeper(), core.log_keys.clone());
         let log = tokio::task::spawn_blocking(move || {
-            let log = VmLog::open(vm, &dir, keeper);
+            let log = VmLog::open(vm, &dir, keeper, keys);
             log.name_it(&name);
             log
         });

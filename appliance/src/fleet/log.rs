@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
+use tidemark_journal::attest::Signer;
 use tidemark_journal::branch::ParentView;
 use tidemark_journal::storage::OsStorage;
+use tidemark_journal::store::MasterKey;
 use tidemark_journal::view::BaseImages;
-use tidemark_journal::{DiskRecord, Journal, LiveImages, OpenError, Options, Position, SyncError};
+use tidemark_journal::{
+    DiskRecord, Encryption, Journal, LiveImages, OpenError, Options, Position, SyncError,
+};
 use tidemark_proto::ids::{DiskId, VmId};
 use tokio::sync::watch;
 
@@ -32,6 +36,24 @@ pub struct Durable {
     pub full: bool,
 }
 
+/// Keys that journals are opened with.
+#[derive(Debug, Clone)]
+pub struct LogKeys {
+    /// Signs what the journals say of themselves.
+    pub signer: Arc<dyn Signer>,
+    /// Wraps the data keys of journals that are encrypted; without, new journals are not.
+    pub master: Option<MasterKey>,
+}
+
+impl LogKeys {
+    /// What a journal is opened or made with.
+    pub(crate) fn options(&self) -> Options {
+        let encryption = self.master.clone().map(|master| Encryption { master, seed: rand::random() });
+        let signer = Some(Arc::clone(&self.signer));
+        Options { key: rand::random(), signer, encryption, ..Options::default() }
+    }
+}
+
 /// One VM's journal.
 #[derive(Debug)]
 pub struct VmLog {
@@ -39,6 +61,7 @@ pub struct VmLog {
     dir: PathBuf,
     /// Reads what lies below the log.
     images: Arc<dyn BaseImages>,
+    keys: LogKeys,
     slot: Mutex<Slot>,
     /// What views of journals that were closed may still read.
     past: Mutex<Vec<LiveImages>>,
@@ -66,18 +89,18 @@ impl VmLog {
     /// Opens the journal in `dir`, creating it when there is none. Blocks. A journal that cannot be opened is kept as
     /// down, so that one damaged VM does not stop the others.
     #[must_use]
-    pub fn open(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>) -> Arc<Self> {
-        let slot = open_slot(vm, dir, &images, true);
-        Self::of(vm, dir, images, slot)
+    pub fn open(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys) -> Arc<Self> {
+        let slot = open_slot(vm, dir, &images, &keys, true);
+        Self::of(vm, dir, images, keys, slot)
     }
 
     /// Opens the journal of a clone, which is there. Blocks. It can be read once [`VmLog::continue_from`] was called.
-    pub(crate) fn open_clone(id: VmId, dir: &Path, images: Arc<dyn BaseImages>) -> Arc<Self> {
-        let slot = open_slot(id, dir, &images, false);
-        Self::of(id, dir, images, slot)
+    pub(crate) fn open_clone(id: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys) -> Arc<Self> {
+        let slot = open_slot(id, dir, &images, &keys, false);
+        Self::of(id, dir, images, keys, slot)
     }
 
-    fn of(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, slot: Slot) -> Arc<Self> {
+    fn of(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys, slot: Slot) -> Arc<Self> {
         let position = match &slot {
             Slot::Open { journal, .. } => journal.durable(),
             Slot::Down(_) => Position::default(),
@@ -87,6 +110,7 @@ impl VmLog {
             vm,
             dir: dir.to_path_buf(),
             images,
+            keys,
             slot: Mutex::new(slot),
             past: Mutex::default(),
             durable,
@@ -197,6 +221,15 @@ impl VmLog {
         }
     }
 
+    /// Signs where the journal stands, if it went on. Blocks.
+    pub(crate) fn attest(&self) {
+        if let Ok(journal) = self.writable()
+            && let Err(error) = journal.attest()
+        {
+            tracing::warn!(vm = %self.vm, %error, "cannot sign the state of the journal");
+        }
+    }
+
     /// The VM's name as the journal has it.
     #[must_use]
     pub(crate) fn noted_name(&self) -> Option<String> {
@@ -251,7 +284,7 @@ impl VmLog {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let slot = open_slot(self.vm, &self.dir, &self.images, self.below.get().is_none());
+        let slot = open_slot(self.vm, &self.dir, &self.images, &self.keys, self.below.get().is_none());
         if let Slot::Open { journal, .. } = &slot {
             self.attach(journal);
             let position = journal.durable();
@@ -277,8 +310,8 @@ impl VmLog {
     }
 }
 
-fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>, create: bool) -> Slot {
-    match open_journal(vm, dir, create) {
+fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>, keys: &LogKeys, create: bool) -> Slot {
+    match open_journal(vm, dir, keys, create) {
         Ok((journal, damage)) => {
             journal.set_images(Arc::clone(images));
             Slot::Open { journal: Arc::new(journal), damage }
@@ -290,8 +323,13 @@ fn open_slot(vm: VmId, dir: &Path, images: &Arc<dyn BaseImages>, create: bool) -
     }
 }
 
-fn open_journal(vm: VmId, dir: &Path, create: bool) -> Result<(Journal, Option<String>), OpenError> {
-    let options = Options { key: rand::random(), ..Options::default() };
+fn open_journal(
+    vm: VmId,
+    dir: &Path,
+    keys: &LogKeys,
+    create: bool,
+) -> Result<(Journal, Option<String>), OpenError> {
+    let options = keys.options();
     if dir.exists() {
         let storage = Arc::new(OsStorage::open(dir).map_err(OpenError::Storage)?);
         match Journal::open(storage, options.clone()) {

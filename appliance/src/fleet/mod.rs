@@ -7,7 +7,7 @@ mod status;
 mod vm;
 
 pub use live::{Command, Live, MarkerAsk, SessionHandle};
-pub use log::{Durable, LogDown, VmLog};
+pub use log::{Durable, LogDown, LogKeys, VmLog};
 pub use progress::Progress;
 pub use status::{alarms, vm_info};
 pub use vm::{Fleet, MarkerOutcome, Origin, Vm};

@@ -64,7 +64,8 @@ pub(crate) enum Command {
     /// Restore disks as of a point into files or onto a block device
     #[command(after_help = "Examples:\n  \
         tidemark recover web-1 --at -15m --to /restore                    # every disk, as /restore/<disk>.raw\n  \
-        tidemark recover web-1 --at latest --disk disk-1 --to /dev/vdc    # one disk, onto an unused device")]
+        tidemark recover web-1 --at latest --disk disk-1 --to /dev/vdc    # one disk, onto an unused device\n  \
+        tidemark recover web-1 --at latest --to /restore --certificate /restore/web-1.json")]
     Recover(RecoverArguments),
     /// Show disks as of a point as files in a folder
     #[command(after_help = "Example: tidemark mount web-1 --at -15m /mnt/then --writable\n         \
@@ -314,6 +315,9 @@ pub(crate) struct RecoverArguments {
     /// Replace files that exist already
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Have the appliance certify what was recovered, and write that to this file (read the disks once more)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -382,10 +386,35 @@ pub(crate) enum ExportCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum JournalCommand {
     /// Check every checksum and rule of a journal; exit 1 when something is wrong
-    #[command(after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
+    #[command(after_help = "Examples:\n  tidemark journal verify /var/lib/tidemark/vms/ID/journal\n  \
+        tidemark journal verify COPY --public-key signing.pub --at bookmark:before-upgrade\n\n\
+        With --public-key it also proves that the log is as it was signed, up to which point, from the files alone.")]
     Verify {
         /// The journal's folder
         path: PathBuf,
+        /// The appliance's public key, from DIR/signing/signing.pub: prove what it signed
+        #[arg(long, value_name = "FILE")]
+        public_key: Option<PathBuf>,
+        /// The recovery point that must be proven
+        #[arg(long, value_name = "WHEN", allow_hyphen_values = true, requires = "public_key")]
+        at: Option<When>,
+    },
+    /// Check a recovery certificate, and with --file that a file is what it says
+    #[command(
+        after_help = "Example: tidemark journal verify-certificate web-1.json --public-key signing.pub --file /restore/disk-1.raw"
+    )]
+    VerifyCertificate {
+        /// As `tidemark recover --certificate` wrote it
+        certificate: PathBuf,
+        /// The appliance's public key, from DIR/signing/signing.pub
+        #[arg(long, value_name = "FILE")]
+        public_key: PathBuf,
+        /// The recovered file or device
+        #[arg(long, value_name = "FILE|DEVICE")]
+        file: Option<PathBuf>,
+        /// Which disk of the certificate the file is (such as disk-1); needed when there are several
+        #[arg(long, value_name = "ID", requires = "file")]
+        disk: Option<DiskId>,
     },
     /// Print a journal's records, oldest first
     #[command(after_help = "Example: tidemark journal dump /var/lib/tidemark/vms/ID/journal | less")]

@@ -2,6 +2,7 @@
 
 mod bookmark;
 mod cert;
+mod certificate;
 mod clone;
 mod diff;
 mod export;
@@ -10,6 +11,7 @@ mod mount;
 mod object;
 mod point;
 mod policy;
+mod proof;
 mod recover;
 mod search;
 mod status;
@@ -21,7 +23,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use tonic::transport::Channel;
 
-use crate::appliance::{self, Client, channel, clones, console, history, objects, retention};
+use crate::appliance::{self, Client, attest, channel, clones, console, history, objects, retention};
 use crate::cli::{Cli, Command, VmCommand};
 use crate::context::Context;
 use crate::renewal;
@@ -70,7 +72,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,
         Command::Policy(command) => policy::run(retention(channel), command, json).await,
         Command::Point(command) => point::run(client, command, json).await,
-        Command::Recover(arguments) => recover::run(client, &arguments, json).await,
+        Command::Recover(arguments) => recover::run(client, attest(channel), &arguments, json).await,
         Command::Export(arguments) => export::run(client, clones(channel), arguments, json).await,
         Command::Clone(command) => clone::run(clones(channel), command, json).await,
         Command::Status => status::run(client, json).await,

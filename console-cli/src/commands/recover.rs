@@ -10,14 +10,20 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 use tidemark_proto::v1::ViewDisk;
 
-use crate::appliance::Client;
+use super::certificate;
+use crate::appliance::{AttestClient, Client};
 use crate::cli::{RecoverArguments, UsageError};
 use crate::output;
 use crate::restore::{DeviceTarget, FileTarget, Identity, Target, restore};
 use crate::view::RemoteView;
 use crate::{moment, progress, size};
 
-pub(super) async fn run(client: Client, arguments: &RecoverArguments, json: bool) -> Result<()> {
+pub(super) async fn run(
+    client: Client,
+    attest: AttestClient,
+    arguments: &RecoverArguments,
+    json: bool,
+) -> Result<()> {
     check_destination(arguments)?;
     let view = Arc::new(RemoteView::open(&client, &arguments.vm, &arguments.at, arguments.disk).await?);
     if arguments.disk.is_none() {
@@ -25,6 +31,7 @@ pub(super) async fn run(client: Client, arguments: &RecoverArguments, json: bool
             .with_context(|| format!("make folder {}", arguments.to.display()))?;
     }
     let mut done = Vec::new();
+    let mut certificates = Vec::new();
     for disk in view.disks() {
         let path = match arguments.disk {
             Some(_) => arguments.to.clone(),
@@ -49,6 +56,15 @@ pub(super) async fn run(client: Client, arguments: &RecoverArguments, json: bool
             ))?;
         }
         done.push(one);
+        if arguments.certificate.is_some() {
+            certificates.push(certificate::of(&attest, &view, disk, &path).await?);
+        }
+    }
+    if let Some(file) = &arguments.certificate {
+        certificate::write(file, &certificates)?;
+        if !json {
+            output::line(&format!("The certificate is in {}.", file.display()))?;
+        }
     }
     if json { output::json(&done) } else { Ok(()) }
 }

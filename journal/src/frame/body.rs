@@ -96,6 +96,16 @@ pub enum Body<'a> {
     },
 }
 
+impl<'a> Body<'a> {
+    /// The payload and its checksums; empty for events.
+    pub(crate) fn payload(&self) -> (&'a [u8], &'a [u32]) {
+        match *self {
+            Self::Writes { payload, crc32c, .. } | Self::Base { payload, crc32c, .. } => (payload, crc32c),
+            _ => (&[], &[]),
+        }
+    }
+}
+
 /// One write of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {

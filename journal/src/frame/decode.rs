@@ -4,8 +4,8 @@ use thiserror::Error;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::{CHECKSUM_PIECE_BYTES, SECTOR_BYTES};
 
-use super::header::{FrameHeader, FrameKind, HASHED_HEADER_BYTES, checksum_count, frame_lengths};
-use super::{Body, ENTRY_BYTES, Entry, EntryKind, FRAME_HEADER_BYTES, Frame};
+use super::header::{Cover, FrameHeader, FrameKind, HASHED_HEADER_BYTES, PAYLOAD_HASH_BYTES, frame_lengths};
+use super::{Body, ENTRY_BYTES, Entry, EntryKind, FRAME_HEADER_BYTES, Frame, Seal};
 use crate::wire::{Reader, same_hash, size};
 
 /// Why bytes are not a frame.
@@ -18,7 +18,7 @@ pub enum FrameError {
     /// Magic or lengths cannot be those of a frame.
     #[error("no frame begins here")]
     NoFrame,
-    /// Header, table or checksums are not what was written.
+    /// Header, table, cover or checksums are not what was written.
     #[error("the frame's hash does not match")]
     Hash,
     /// Written as it is, but by a newer version.
@@ -29,15 +29,19 @@ pub enum FrameError {
     Content,
 }
 
-/// A frame whose head was verified. The payload was not: see [`payload_damage`].
+/// A frame whose head was verified. The payload was not: see [`payload_damage`] and [`DecodedFrame::has_payload`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedFrame {
     /// The fixed fields.
     pub header: FrameHeader,
     /// The content, the payload excepted.
     pub table: Table,
-    /// CRC-32C of each 4 KiB of payload.
+    /// CRC-32C of each 4 KiB of payload, as stored.
     pub crc32c: Vec<u32>,
+    /// BLAKE3 keyed with the segment's key, over the payload as stored; `None` without payload and in version 1.
+    pub payload_hash: Option<[u8; 32]>,
+    /// What opens the payload, when it is encrypted.
+    pub seal: Option<Seal>,
     /// Hash of the head, which the next frame repeats.
     pub hash: [u8; 32],
 }
@@ -68,9 +72,8 @@ pub enum Table {
 /// See [`FrameError`].
 pub fn decode(bytes: &[u8], key: &[u8; 32]) -> Result<DecodedFrame, FrameError> {
     let fixed = bytes.get(..FRAME_HEADER_BYTES).ok_or(FrameError::Short)?;
-    let (table_bytes, payload_bytes) = frame_lengths(fixed).ok_or(FrameError::NoFrame)?;
-    let head = FRAME_HEADER_BYTES + table_bytes + 4 * checksum_count(payload_bytes);
-    let rest = bytes.get(FRAME_HEADER_BYTES..head).ok_or(FrameError::Short)?;
+    let lengths = frame_lengths(fixed).ok_or(FrameError::NoFrame)?;
+    let rest = bytes.get(FRAME_HEADER_BYTES..lengths.head()).ok_or(FrameError::Short)?;
     let (hashed, stored) = fixed.split_at_checked(HASHED_HEADER_BYTES).ok_or(FrameError::Short)?;
     let mut hasher = blake3::Hasher::new_keyed(key);
     hasher.update(hashed);
@@ -80,10 +83,24 @@ pub fn decode(bytes: &[u8], key: &[u8; 32]) -> Result<DecodedFrame, FrameError> 
         return Err(FrameError::Hash);
     }
     let header = FrameHeader::decode(hashed).ok_or(FrameError::Unknown)?;
-    let (table, checksums) = rest.split_at_checked(table_bytes).ok_or(FrameError::Content)?;
-    let table = decode_table(header.kind, table, payload_bytes as u64).ok_or(FrameError::Content)?;
+    let (table, rest) = rest.split_at_checked(lengths.table).ok_or(FrameError::Content)?;
+    let table = decode_table(header.kind, table, lengths.payload as u64).ok_or(FrameError::Content)?;
+    let (cover, checksums) = rest.split_at_checked(lengths.cover).ok_or(FrameError::Content)?;
+    let (seal, payload_hash) = decode_cover(&header, cover).ok_or(FrameError::Content)?;
     let crc32c = checksums.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-    Ok(DecodedFrame { header, table, crc32c, hash })
+    Ok(DecodedFrame { header, table, crc32c, payload_hash, seal, hash })
+}
+
+type DecodedCover = (Option<Seal>, Option<[u8; 32]>);
+
+fn decode_cover(header: &FrameHeader, bytes: &[u8]) -> Option<DecodedCover> {
+    if header.cover == Cover::Encrypted && header.payload_bytes == 0 {
+        return None;
+    }
+    let Some(place) = bytes.len().checked_sub(PAYLOAD_HASH_BYTES) else { return Some((None, None)) };
+    let (seal, hash) = bytes.split_at_checked(place)?;
+    let seal = if header.cover == Cover::Encrypted { Some(Seal::decode(seal)?) } else { None };
+    Some((seal, Some(hash.try_into().ok()?)))
 }
 
 fn decode_table(kind: FrameKind, bytes: &[u8], payload_bytes: u64) -> Option<Table> {
@@ -150,9 +167,19 @@ pub fn payload_damage(payload: &[u8], crc32c: &[u32]) -> Option<usize> {
 }
 
 impl DecodedFrame {
-    /// The frame as it was appended; `None` for a footer.
+    /// Whether these are the bytes that the frame's hash is over; `key` is that of its segment. In version 1 there is no
+    /// such hash, and any bytes are.
+    #[must_use]
+    pub fn has_payload(&self, payload: &[u8], key: &[u8; 32]) -> bool {
+        self.payload_hash.is_none_or(|stored| same_hash(&stored, blake3::keyed_hash(key, payload).as_bytes()))
+    }
+
+    /// The frame as it was appended; `None` for a footer, and for a payload that is encrypted.
     #[must_use]
     pub fn frame<'a>(&'a self, payload: &'a [u8]) -> Option<Frame<'a>> {
+        if self.seal.is_some() {
+            return None;
+        }
         let lsn = self.header.first_lsn;
         let crc32c = self.crc32c.as_slice();
         let body = match &self.table {

@@ -1,9 +1,10 @@
-//! A frame's head (header, table, checksums) as bytes. The payload is never copied: it is written from where it lies.
+//! A frame's head (header, table, cover, checksums) as bytes. The payload is not copied here: it is written from where
+//! it lies.
 
 use tidemark_proto::ids::Lsn;
 
-use super::header::{FrameHeader, FrameKind, HASHED_HEADER_BYTES};
-use super::{Body, Entry, FRAME_HEADER_BYTES, Frame};
+use super::header::{Cover, FrameHeader, FrameKind, HASHED_HEADER_BYTES};
+use super::{Body, Entry, FRAME_HEADER_BYTES, Frame, Seal};
 use crate::Position;
 use crate::wire::{Put, length};
 
@@ -18,16 +19,39 @@ pub(crate) struct Context<'a> {
     pub previous: [u8; 32],
 }
 
+/// A frame's payload as it is stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stored<'a> {
+    pub bytes: &'a [u8],
+    /// CRC-32C of each 4 KiB of these bytes.
+    pub crc32c: &'a [u32],
+    /// What opens them, when they are encrypted.
+    pub seal: Option<&'a Seal>,
+}
+
 /// Replaces `out` by the frame's head and returns its hash.
-pub(crate) fn encode(frame: &Frame<'_>, context: &Context<'_>, out: &mut Vec<u8>) -> (FrameHeader, [u8; 32]) {
-    let (kind, first_lsn, payload, checksums) = parts(&frame.body);
+pub(crate) fn encode(
+    frame: &Frame<'_>,
+    stored: &Stored<'_>,
+    context: &Context<'_>,
+    out: &mut Vec<u8>,
+) -> (FrameHeader, [u8; 32]) {
+    let (kind, first_lsn) = parts(&frame.body);
     out.clear();
     out.resize(FRAME_HEADER_BYTES, 0);
     encode_table(&frame.body, out);
+    let table_bytes = length(out.len() - FRAME_HEADER_BYTES);
+    if let Some(seal) = stored.seal {
+        seal.encode(out);
+    }
+    if !stored.bytes.is_empty() {
+        out.put(blake3::keyed_hash(context.key, stored.bytes).as_bytes());
+    }
     let header = FrameHeader {
         kind,
-        table_bytes: length(out.len() - FRAME_HEADER_BYTES),
-        payload_bytes: length(payload.len()),
+        cover: if stored.seal.is_some() { Cover::Encrypted } else { Cover::Hashed },
+        table_bytes,
+        payload_bytes: length(stored.bytes.len()),
         segment: context.segment,
         ordinal: context.ordinal,
         position: frame.position,
@@ -39,7 +63,7 @@ pub(crate) fn encode(frame: &Frame<'_>, context: &Context<'_>, out: &mut Vec<u8>
         first_lsn,
         previous: context.previous,
     };
-    let hash = finish(&header, checksums, context.key, out);
+    let hash = finish(&header, stored.crc32c, context.key, out);
     (header, hash)
 }
 
@@ -56,6 +80,7 @@ pub(crate) fn encode_footer(
     out.u64(payload_bytes);
     let header = FrameHeader {
         kind: FrameKind::Footer,
+        cover: Cover::Hashed,
         table_bytes: 16,
         payload_bytes: 0,
         segment: context.segment,
@@ -72,7 +97,7 @@ pub(crate) fn encode_footer(
     finish(&header, &[], context.key, out)
 }
 
-/// Fills in the header and its hash in front of the table, and the checksums behind it.
+/// Fills in the header and its hash in front of the table, and the checksums behind the cover.
 fn finish(header: &FrameHeader, checksums: &[u32], key: &[u8; 32], out: &mut Vec<u8>) -> [u8; 32] {
     out.reserve(4 * checksums.len());
     for checksum in checksums {
@@ -92,15 +117,15 @@ fn finish(header: &FrameHeader, checksums: &[u32], key: &[u8; 32], out: &mut Vec
     hash
 }
 
-fn parts<'a>(body: &Body<'a>) -> (FrameKind, Lsn, &'a [u8], &'a [u32]) {
+fn parts(body: &Body<'_>) -> (FrameKind, Lsn) {
     match *body {
-        Body::Writes { first_lsn, payload, crc32c, .. } => (FrameKind::Writes, first_lsn, payload, crc32c),
-        Body::Base { line_lsn, payload, crc32c, .. } => (FrameKind::Base, line_lsn, payload, crc32c),
-        Body::LineStart { lsn, .. } => (FrameKind::LineStart, lsn, &[], &[]),
-        Body::LineEnd { lsn, .. } => (FrameKind::LineEnd, lsn, &[], &[]),
-        Body::Marker { lsn, .. } => (FrameKind::Marker, lsn, &[], &[]),
-        Body::Heartbeat { lsn, .. } => (FrameKind::Heartbeat, lsn, &[], &[]),
-        Body::Resize { lsn, .. } => (FrameKind::Resize, lsn, &[], &[]),
+        Body::Writes { first_lsn, .. } => (FrameKind::Writes, first_lsn),
+        Body::Base { line_lsn, .. } => (FrameKind::Base, line_lsn),
+        Body::LineStart { lsn, .. } => (FrameKind::LineStart, lsn),
+        Body::LineEnd { lsn, .. } => (FrameKind::LineEnd, lsn),
+        Body::Marker { lsn, .. } => (FrameKind::Marker, lsn),
+        Body::Heartbeat { lsn, .. } => (FrameKind::Heartbeat, lsn),
+        Body::Resize { lsn, .. } => (FrameKind::Resize, lsn),
     }
 }
 

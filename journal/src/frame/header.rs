@@ -5,6 +5,7 @@ use tidemark_proto::limits::{CHECKSUM_PIECE_BYTES, FRAME_MAX_BYTES};
 
 use super::TABLE_MAX_BYTES;
 use crate::Position;
+use crate::store::TAG_BYTES;
 use crate::wire::{Put, Reader, size};
 
 /// First bytes of every frame.
@@ -16,8 +17,52 @@ pub const FRAME_HEADER_BYTES: usize = 232;
 /// Bytes of the header that its hash covers.
 pub(crate) const HASHED_HEADER_BYTES: usize = 200;
 
-/// Version of the layout.
-const VERSION: u16 = 1;
+/// How a frame's payload is covered: what lies between its table and its checksums, and what its version and flags say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cover {
+    /// By checksums alone, which find damage and no forgery: version 1.
+    Checked,
+    /// By a hash besides.
+    Hashed,
+    /// By a hash besides, and encrypted.
+    Encrypted,
+}
+
+impl Cover {
+    fn version(self) -> u16 {
+        match self {
+            Self::Checked => 1,
+            Self::Hashed | Self::Encrypted => 2,
+        }
+    }
+
+    fn flags(self) -> u8 {
+        if self == Self::Encrypted { 2 } else { 0 }
+    }
+
+    /// `None`: a version or flag this program does not know.
+    fn of(version: u16, flags: u8) -> Option<Self> {
+        [Self::Checked, Self::Hashed, Self::Encrypted]
+            .into_iter()
+            .find(|cover| (cover.version(), cover.flags()) == (version, flags))
+    }
+
+    /// Bytes between the table and the checksums of a payload of that many bytes; a frame without payload has none.
+    pub(crate) fn bytes(self, payload_bytes: usize) -> usize {
+        match self {
+            _ if payload_bytes == 0 => 0,
+            Self::Checked => 0,
+            Self::Hashed => PAYLOAD_HASH_BYTES,
+            Self::Encrypted => TAG_BYTES * checksum_count(payload_bytes) + SALT_BYTES + PAYLOAD_HASH_BYTES,
+        }
+    }
+}
+
+/// Bytes of a payload's hash.
+pub(crate) const PAYLOAD_HASH_BYTES: usize = 32;
+
+/// Bytes of the salt of an encrypted payload's key.
+pub(crate) const SALT_BYTES: usize = 32;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +107,8 @@ impl FrameKind {
 pub struct FrameHeader {
     /// What it holds.
     pub kind: FrameKind,
+    /// How its payload is covered.
+    pub cover: Cover,
     /// Bytes of the table.
     pub table_bytes: u32,
     /// Bytes of the payload.
@@ -93,26 +140,42 @@ pub(crate) fn checksum_count(payload_bytes: usize) -> usize {
     payload_bytes.div_ceil(CHECKSUM_PIECE_BYTES)
 }
 
-/// Bytes of table and payload, as far as they can be right, from an unverified header.
-pub(crate) fn frame_lengths(header: &[u8]) -> Option<(usize, usize)> {
+/// Lengths of a frame's parts, as far as they can be right, from an unverified header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lengths {
+    pub table: usize,
+    pub cover: usize,
+    pub payload: usize,
+}
+
+impl Lengths {
+    /// Bytes before the payload.
+    pub(crate) fn head(&self) -> usize {
+        FRAME_HEADER_BYTES + self.table + self.cover + 4 * checksum_count(self.payload)
+    }
+}
+
+/// `None`: no frame begins so. Of an unknown version or flag nothing but the table and the payload is known to follow:
+/// decoding says so.
+pub(crate) fn frame_lengths(header: &[u8]) -> Option<Lengths> {
     let mut reader = Reader::new(header);
     if reader.array()? != FRAME_MAGIC {
         return None;
     }
-    reader.take(4)?;
+    let (version, _, flags) = (reader.u16()?, reader.u8()?, reader.u8()?);
     let (table, checksums, payload) = (reader.u32()?, reader.u32()?, reader.u32()?);
     let (table, checksums, payload) = (size(table.into()), size(checksums.into()), size(payload.into()));
+    let cover = Cover::of(version, flags).map_or(0, |cover| cover.bytes(payload));
     (table <= TABLE_MAX_BYTES && payload <= FRAME_MAX_BYTES && checksums == checksum_count(payload))
-        .then_some((table, payload))
+        .then_some(Lengths { table, cover, payload })
 }
 
 impl FrameHeader {
-    /// Bytes before the payload: header, table and checksums.
+    /// Bytes before the payload: header, table, what covers the payload, and checksums.
     #[must_use]
     pub fn head_bytes(&self) -> usize {
-        FRAME_HEADER_BYTES
-            + size(self.table_bytes.into())
-            + 4 * checksum_count(size(self.payload_bytes.into()))
+        let payload = size(self.payload_bytes.into());
+        Lengths { table: size(self.table_bytes.into()), cover: self.cover.bytes(payload), payload }.head()
     }
 
     /// Bytes of the whole frame.
@@ -124,9 +187,9 @@ impl FrameHeader {
     /// The bytes that the hash covers.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.put(&FRAME_MAGIC);
-        out.u16(VERSION);
+        out.u16(self.cover.version());
         out.u8(self.kind as u8);
-        out.u8(0);
+        out.u8(self.cover.flags());
         out.u32(self.table_bytes);
         out.u32(crate::wire::length(checksum_count(size(self.payload_bytes.into()))));
         out.u32(self.payload_bytes);
@@ -147,17 +210,13 @@ impl FrameHeader {
         out.put(&self.previous);
     }
 
-    /// Decodes bytes whose hash was checked. `None`: a version or kind this program does not know.
+    /// Decodes bytes whose hash was checked. `None`: a version, kind or flag this program does not know.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         reader.array::<8>()?;
-        if reader.u16()? != VERSION {
-            return None;
-        }
+        let version = reader.u16()?;
         let kind = FrameKind::from_number(reader.u8()?)?;
-        if reader.u8()? != 0 {
-            return None;
-        }
+        let cover = Cover::of(version, reader.u8()?)?;
         let table_bytes = reader.u32()?;
         reader.u32()?;
         let payload_bytes = reader.u32()?;
@@ -166,6 +225,7 @@ impl FrameHeader {
         let (capture_id, chain) = (CaptureId(reader.array()?), ChainHash(reader.array()?));
         Some(Self {
             kind,
+            cover,
             table_bytes,
             payload_bytes,
             segment,

@@ -1,12 +1,12 @@
 //! Frames: the records of a segment.
 //!
-//! ## Layout, version 1; integers are little-endian
+//! ## Layout, version 2; integers are little-endian
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `TMFRAME1` |
-//! | 8 | 2 | version = 1 |
+//! | 8 | 2 | version = 2 (1 is read) |
 //! | 10 | 1 | kind: 1 writes, 2 base, 3 line start, 4 line end, 5 marker, 6 heartbeat, 7 resize, 8 footer |
-//! | 11 | 1 | flags = 0; reserved: bit 0 payload compressed in blocks, bit 1 encrypted (hash after encryption) |
+//! | 11 | 1 | flags: bit 1 payload encrypted; reserved: bit 0 payload compressed in blocks |
 //! | 12 | 4 | table bytes |
 //! | 16 | 4 | checksum count = ceil(payload bytes / 4096) |
 //! | 20 | 4 | payload bytes |
@@ -25,11 +25,14 @@
 //! | 152 | 8 | highest durable LSN known when it was written |
 //! | 160 | 8 | first LSN (writes), line LSN (base), own LSN (events); last LSN taken (heartbeat) |
 //! | 168 | 32 | hash of the previous frame; of the segment header for frame 0 |
-//! | 200 | 32 | hash of bytes 0..200, the table and the checksums: BLAKE3 keyed with the segment's key |
-//! | 232 | | table, then checksums (u32 each), then payload |
+//! | 200 | 32 | hash of bytes 0..200 and of all between the header and the payload: BLAKE3 keyed with the segment's key |
+//! | 232 | | table, tags, salt, payload hash, checksums (u32 each), payload |
 //!
-//! The hash is checked before any field is used, the lengths excepted, which only say how much to hash.
-//! Each checksum is the CRC-32C of 4 KiB of payload (the last may cover less).
+//! The hash is checked before any field is used, the lengths, version and flags excepted, which only say how much to
+//! hash. Each checksum is the CRC-32C of 4 KiB of payload (the last may cover less). A frame with payload has its hash:
+//! BLAKE3 keyed with the segment's key, 32 bytes. So a frame's hash stands for every byte of the log up to it. If
+//! the payload is encrypted, the tag of each 4 KiB (16 bytes each) and the salt (32) come first (`crate::encryption`);
+//! hash and checksums are over bytes as stored, so that a check needs no keys.
 //!
 //! Table of writes and base, 24 bytes per entry: disk u32, sectors u32, start sector u64, time delta µs u32, kind u8
 //! (1 data, 2 zeroes, 3 discard, 4 flush), reserved u8 = 0, flags u16. Data entries take their payload in order; entry
@@ -42,18 +45,21 @@
 //! - footer: closes the segment: frame count u64, payload bytes u64
 //!
 //! ## History
-//! Version 1: first light.
+//! Version 1: first light; neither payload hash nor encryption, so that checksums alone cover the payload. Version 2:
+//! the payload hash, and encryption.
 
 mod body;
 mod decode;
 mod encode;
 mod header;
+mod seal;
 
 pub use body::{Body, Entry, EntryKind, Frame};
 pub use decode::{DecodedFrame, FrameError, Table, decode, payload_damage};
-pub(crate) use encode::{Context, encode, encode_footer};
-pub use header::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
-pub(crate) use header::{FRAME_MAGIC, frame_lengths};
+pub(crate) use encode::{Context, Stored, encode, encode_footer};
+pub use header::{Cover, FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+pub(crate) use header::{FRAME_MAGIC, PAYLOAD_HASH_BYTES, SALT_BYTES, frame_lengths};
+pub use seal::Seal;
 
 /// Bytes of one entry of a table.
 pub const ENTRY_BYTES: usize = 24;

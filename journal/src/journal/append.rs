@@ -6,8 +6,10 @@ use std::sync::atomic::Ordering;
 
 use super::rules::Before;
 use super::{Journal, Log, Manifest, MemorySegment, OpenSegment, Run, lock};
+use crate::attest::{StatementKind, WHOLE_SEGMENT};
+use crate::encryption::Attempt;
 use crate::error::AppendError;
-use crate::frame::{self, Body, Context, FRAME_HEADER_BYTES, Frame};
+use crate::frame::{self, Body, Context, Cover, FRAME_HEADER_BYTES, Frame, Stored};
 use crate::index::MemoryIndex;
 use crate::manifest::{Record, SegmentOpen};
 use crate::options::limits::SEGMENT_MAX_BYTES;
@@ -44,20 +46,38 @@ impl Journal {
             durable,
             previous: log.last_hash,
         };
-        let (header, hash) = frame::encode(frame, &context, &mut log.head);
-        let payload = match frame.body {
-            Body::Writes { payload, .. } | Body::Base { payload, .. } => payload,
-            _ => &[],
+        let (payload, crc32c) = frame.body.payload();
+        let seal = match (open.data_key, payload) {
+            (0, _) | (_, []) => None,
+            (data_key, payload) => {
+                let attempt = Attempt {
+                    writer_generation: log.writer_generation,
+                    segment: open.segment.ordinal,
+                    frame: open.next_ordinal,
+                    number: log.attempts,
+                };
+                log.attempts += 1;
+                Some(self.encrypt(data_key, payload, &attempt, &mut log.sealed)?)
+            }
         };
-        write(open, &log.head, payload)?;
+        let stored = match &seal {
+            Some(seal) => Stored { bytes: &log.sealed.0, crc32c: &log.sealed.1, seal: Some(seal) },
+            None => Stored { bytes: payload, crc32c, seal: None },
+        };
+        let (header, hash) = frame::encode(frame, &stored, &context, &mut log.head);
+        write(open, &log.head, stored.bytes)?;
         let offset = open.length;
         open.length += header.frame_bytes();
         open.next_ordinal += 1;
         open.unsynced = true;
         log.last_hash = hash;
+        log.place.1 = open.next_ordinal;
         log.position = frame.position;
         let segment = Arc::clone(&open.segment);
         self.index(log, &segment, frame, header, hash, offset);
+        if matches!(frame.body, Body::Marker { .. }) {
+            log.mark(StatementKind::Bookmark);
+        }
         self.written(header.frame_bytes());
         self.frames.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -101,12 +121,12 @@ impl Journal {
     /// Sees to it that a segment is open which can take the frame.
     fn make_room(&self, log: &mut Log, frame: &Frame<'_>) -> Result<(), AppendError> {
         if let Some(open) = &log.open {
-            let payload = match frame.body {
-                Body::Writes { payload, .. } | Body::Base { payload, .. } => payload.len(),
-                _ => 0,
-            };
-            let most = (frame::TABLE_MAX_BYTES + 2 * FRAME_HEADER_BYTES + payload) as u64;
-            let full = open.length >= self.options.segment_bytes || open.length + most > SEGMENT_MAX_BYTES;
+            let payload = frame.body.payload().0.len();
+            let cover = Cover::Encrypted.bytes(payload);
+            let most = (frame::TABLE_MAX_BYTES + 2 * FRAME_HEADER_BYTES + cover + payload) as u64;
+            let full = open.data_key != self.data_key()
+                || open.length >= self.options.segment_bytes
+                || open.length + most > SEGMENT_MAX_BYTES;
             if !full {
                 return Ok(());
             }
@@ -133,9 +153,11 @@ impl Journal {
         open.length += log.head.len() as u64;
         self.written(log.head.len() as u64);
         log.last_hash = hash;
+        log.place.1 = WHOLE_SEGMENT;
         open.segment.close(open.length, hash, log.position);
         log.unsynced.push((Arc::clone(&open.file), Arc::clone(&open.segment)));
         log.open = None;
+        log.mark(StatementKind::Segment);
         Ok(())
     }
 
@@ -151,6 +173,7 @@ impl Journal {
             seq_before: log.position.seq,
             lsn_before: log.position.lsn,
             writer_generation: log.writer_generation,
+            data_key: self.data_key(),
             key: self.key,
             previous: log.last_hash,
         };
@@ -177,6 +200,7 @@ impl Journal {
         }
         self.written(SEGMENT_HEADER_BYTES as u64);
         log.last_hash = hash;
+        log.place = (ordinal, 0);
         log.names_unsynced = true;
         let segment = Arc::new(MemorySegment::new(ordinal, MemoryIndex::new(log.floor_us), Vec::new()));
         self.set_runs(|runs| runs.segments.push(Run::Open(Arc::clone(&segment))));
@@ -186,6 +210,7 @@ impl Journal {
             length: SEGMENT_HEADER_BYTES as u64,
             next_ordinal: 0,
             unsynced: true,
+            data_key: header.data_key,
         });
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::open::{check_options, take_lock};
 use super::{Journal, Manifest, lock};
 use crate::Options;
 use crate::branch::{BranchPoint, BranchStart};
+use crate::encryption::DataKeys;
 use crate::error::OpenError;
 use crate::manifest::{Base, DiskState, FIRST_OF_BRANCH, MANIFEST_FILE, ManifestLog, Record};
 use crate::recovery::replay;
@@ -33,8 +34,12 @@ impl Journal {
             return Err(OpenError::Exists);
         }
         let (key, lsn, time_us) = (options.key, start.point.lsn, start.time_us);
+        let encryption = options.encryption.as_ref();
+        let keys =
+            encryption.map(|encryption| DataKeys::create(storage.as_ref(), vm, encryption)).transpose()?;
         let mut manifest = ManifestLog::create(storage.as_ref(), vm, key)?;
         manifest.append(&Record::Writer(1))?;
+        manifest.append(&Record::HashedFrom(1))?;
         for disk in &start.disks {
             let sizes = vec![(Lsn::ZERO, disk.size_bytes)];
             manifest.append(&Record::Disk(DiskState { record: disk.clone(), sizes }))?;
@@ -54,7 +59,7 @@ impl Journal {
         storage.sync_dir()?;
         let recovered = replay(storage.as_ref(), &key, manifest.state())?;
         let manifest = Manifest::Writer(Box::new(manifest));
-        Ok(Self::assemble(storage, options, (vm, key), manifest, recovered, None, Some(held)))
+        Ok(Self::assemble(storage, options, (vm, key, keys), manifest, recovered, None, Some(held)))
     }
 
     /// The point of another journal that lies below this one; `None` when it needs no other, as after its base was folded

@@ -2,10 +2,12 @@
 //! `manifest`, the rest. `merging` and `sealing` are held for long, `syncing` only as long as a commit takes.
 
 mod append;
+mod attest;
 mod below;
 mod branch;
 mod fold;
 mod kept;
+mod keys;
 mod merge;
 mod open;
 mod pins;
@@ -27,6 +29,7 @@ pub(crate) use open::{is_listed, read_file, read_manifest};
 use runs::next_generation;
 pub(crate) use runs::{MemorySegment, Node, Run, Runs, Snapshot};
 
+use crate::attest::{Head, StatementKind};
 use crate::changed::{Between, Changes, gather};
 use crate::error::{AppendError, ViewError};
 use crate::manifest::{DiskState, ManifestLog, Record, State};
@@ -51,6 +54,8 @@ pub struct Journal {
     poisoned: AtomicBool,
     written_bytes: AtomicU64,
     frames: AtomicU64,
+    /// Segments of older programs below this ordinal are hashed, or cannot be.
+    old_hashed: AtomicU64,
     merging: Mutex<Merging>,
     /// Whoever waits for `merging` wants it soon: a merge in progress is given up.
     stop_merging: AtomicBool,
@@ -93,9 +98,17 @@ struct Log {
     /// Names were added since the last sync began, and the manifest names them.
     names_unsynced: bool,
     last_hash: [u8; 32],
+    /// What `last_hash` is over: a segment, and how many of its frames.
+    place: (u64, u64),
+    /// Heads that get a statement once they are durable.
+    heads: Vec<(StatementKind, Head)>,
     floor_us: u64,
     writer_generation: u64,
     head: Vec<u8>,
+    /// The last encrypted payload and its checksums: kept for their space.
+    sealed: (Vec<u8>, Vec<u32>),
+    /// Payloads encrypted since the journal was opened.
+    attempts: u64,
 }
 
 /// What the manifest does not name any more, and views may still read.
@@ -113,6 +126,8 @@ struct OpenSegment {
     length: u64,
     next_ordinal: u64,
     unsynced: bool,
+    /// What its header names.
+    data_key: u32,
 }
 
 /// What is durable.
@@ -121,6 +136,7 @@ struct Published {
     position: Position,
     history: Arc<History>,
     horizon: Option<Horizon>,
+    head: Head,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

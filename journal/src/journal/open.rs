@@ -7,6 +7,7 @@ use tidemark_proto::ids::VmId;
 
 use super::{Journal, LiveImages, Log, Manifest, Merging, OpenSegment, Published, Runs, Snapshot};
 use crate::Options;
+use crate::encryption::{DataKeys, KEY_FILE, KEY_NEW_FILE};
 use crate::error::OpenError;
 use crate::leaf::leaf_name;
 use crate::manifest::{
@@ -36,15 +37,19 @@ impl Journal {
         if storage.list()?.iter().any(|name| name == MANIFEST_FILE) {
             return Err(OpenError::Exists);
         }
+        let encryption = options.encryption.as_ref();
+        let keys =
+            encryption.map(|encryption| DataKeys::create(storage.as_ref(), vm, encryption)).transpose()?;
         let mut manifest = ManifestLog::create(storage.as_ref(), vm, options.key)?;
         manifest.append(&Record::Writer(1))?;
+        manifest.append(&Record::HashedFrom(1))?;
         manifest.sync()?;
         let recovered = replay(storage.as_ref(), &options.key, manifest.state())?;
         let key = options.key;
         Ok(Self::assemble(
             storage,
             options,
-            (vm, key),
+            (vm, key, keys),
             Manifest::Writer(Box::new(manifest)),
             recovered,
             None,
@@ -67,8 +72,9 @@ impl Journal {
         }
         let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
         if read.damage.is_some() || recovered.damage.is_some() {
-            return Ok(Self::read_only_from(storage, options, read, recovered, Some(lock)));
+            return Self::read_only_from(storage, options, read, recovered, Some(lock));
         }
+        let keys = keys_for_writing(storage.as_ref(), read.vm, &options)?;
         let mut report = RecoveryReport { frames_scanned: recovered.frames, ..RecoveryReport::default() };
         let (vm, key) = (read.vm, read.key);
         report.cut_bytes = recovered.cut_bytes + read.torn.as_ref().map_or(0, |torn| torn.bytes);
@@ -76,7 +82,7 @@ impl Journal {
         repair(storage.as_ref(), &recovered, &mut manifest)?;
         report.moved_aside = move_aside(storage.as_ref(), manifest.state())?;
         let manifest = Manifest::Writer(Box::new(manifest));
-        Ok((Self::assemble(storage, options, (vm, key), manifest, recovered, None, Some(lock)), report))
+        Ok((Self::assemble(storage, options, (vm, key, keys), manifest, recovered, None, Some(lock)), report))
     }
 
     /// Opens for reading, changing nothing, beside a writer if need be. What the writer appends later is not seen.
@@ -96,7 +102,7 @@ impl Journal {
             let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
             let damaged = read.damage.is_some() || recovered.damage.is_some();
             if !damaged || attempt == ATTEMPTS {
-                return Ok(Self::read_only_from(storage, options, read, recovered, None));
+                return Self::read_only_from(storage, options, read, recovered, None);
             }
             attempt += 1;
         }
@@ -108,20 +114,32 @@ impl Journal {
         read: Read,
         recovered: Recovered,
         lock: Option<Box<dyn StorageLock>>,
-    ) -> (Self, RecoveryReport) {
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        // Without keys everything but content can be read.
+        let keys = match &options.encryption {
+            Some(encryption) => DataKeys::load(storage.as_ref(), read.vm, &encryption.master)?,
+            None => None,
+        };
         let damage = read.damage.or_else(|| recovered.damage.clone());
         let reason = damage.as_ref().map_or_else(|| "it was opened for reading".to_owned(), damaged_reason);
         let report = RecoveryReport { damage, frames_scanned: recovered.frames, ..RecoveryReport::default() };
         let manifest = Manifest::Reader(Box::new(read.state));
-        let journal =
-            Self::assemble(storage, options, (read.vm, read.key), manifest, recovered, Some(reason), lock);
-        (journal, report)
+        let journal = Self::assemble(
+            storage,
+            options,
+            (read.vm, read.key, keys),
+            manifest,
+            recovered,
+            Some(reason),
+            lock,
+        );
+        Ok((journal, report))
     }
 
     pub(super) fn assemble(
         storage: Arc<dyn Storage>,
         options: Options,
-        (vm, key): (VmId, [u8; 32]),
+        (vm, key, keys): (VmId, [u8; 32], Option<DataKeys>),
         manifest: Manifest,
         recovered: Recovered,
         read_only: Option<String>,
@@ -136,6 +154,7 @@ impl Journal {
                 length: tail.length,
                 next_ordinal: tail.next_ordinal,
                 unsynced: false,
+                data_key: tail.data_key,
             }),
         };
         let log = Log {
@@ -146,11 +165,16 @@ impl Journal {
             unsynced: Vec::new(),
             names_unsynced: false,
             last_hash: recovered.last_hash,
+            place: recovered.place,
+            heads: Vec::new(),
             floor_us: recovered.floor_us,
             writer_generation: manifest.state().writer_generation,
             head: Vec::new(),
+            sealed: (Vec::new(), Vec::new()),
+            attempts: 0,
         };
-        let published = Published { position: recovered.position, history, horizon: recovered.horizon };
+        let head = log.head();
+        let published = Published { position: recovered.position, history, horizon: recovered.horizon, head };
         let mut runs = Runs::new(recovered.runs, manifest.state().nodes.values());
         runs.base.clone_from(&manifest.state().base);
         let kept = manifest.state().kept.iter();
@@ -158,6 +182,7 @@ impl Journal {
         let live = LiveImages::default();
         live.add(runs.base.iter().chain(runs.kept.values().map(|snapshot| &snapshot.base)));
         let source = Arc::new(Source::new(Arc::clone(&storage), key, options.index_cache_bytes));
+        source.set_keys(keys.map(Arc::new));
         Self {
             storage,
             options,
@@ -168,6 +193,7 @@ impl Journal {
             poisoned: AtomicBool::new(false),
             written_bytes: AtomicU64::new(0),
             frames: AtomicU64::new(0),
+            old_hashed: AtomicU64::new(0),
             merging: Mutex::new(Merging::default()),
             stop_merging: AtomicBool::new(false),
             sealing: Mutex::new(()),
@@ -194,6 +220,24 @@ pub(super) fn check_options(options: &Options) -> Result<(), OpenError> {
         return Err(OpenError::Option("segment_bytes"));
     }
     Ok(())
+}
+
+/// The data keys, made when the journal is to be encrypted and was not before.
+pub(super) fn keys_for_writing(
+    storage: &dyn Storage,
+    vm: VmId,
+    options: &Options,
+) -> Result<Option<DataKeys>, OpenError> {
+    match &options.encryption {
+        Some(encryption) => match DataKeys::load(storage, vm, &encryption.master)? {
+            Some(keys) => Ok(Some(keys)),
+            None => DataKeys::create(storage, vm, encryption).map(Some),
+        },
+        None if DataKeys::are_in(storage)? => {
+            Err(OpenError::Keys("open it with the master key that its data keys are wrapped under"))
+        }
+        None => Ok(None),
+    }
 }
 
 pub(super) fn take_lock(storage: &dyn Storage) -> Result<Box<dyn StorageLock>, OpenError> {
@@ -255,6 +299,10 @@ fn repair(storage: &dyn Storage, recovered: &Recovered, manifest: &mut ManifestL
         manifest.append(&Record::Dropped(*ordinal))?;
     }
     manifest.append(&Record::Writer(manifest.state().writer_generation + 1))?;
+    if manifest.state().hashed_from.is_none() {
+        // A program of an older version wrote it; the segment that is open may go on with its frames in it.
+        manifest.append(&Record::HashedFrom(manifest.state().last_ordinal + 1))?;
+    }
     let position = recovered.position;
     manifest.sync()?;
     manifest.append(&Record::Durable { seq: position.seq, lsn: position.lsn })?;
@@ -268,7 +316,11 @@ fn move_aside(storage: &dyn Storage, state: &State) -> Result<Vec<String>, OpenE
         if name == MANIFEST_FILE || name.starts_with(ASIDE) || is_listed(&name, state) {
             continue;
         }
-        if name == MANIFEST_NEW_FILE || name.starts_with(NODE) || is_folded(&name, state) {
+        if name == MANIFEST_NEW_FILE
+            || name == KEY_NEW_FILE
+            || name.starts_with(NODE)
+            || is_folded(&name, state)
+        {
             // A snapshot that never got its name, of which the manifest holds all; a node that can be merged again; what
             // the manifest says to be dropped.
             storage.remove(&name)?;
@@ -292,7 +344,8 @@ fn is_folded(name: &str, state: &State) -> bool {
 
 pub(crate) fn is_listed(name: &str, state: &State) -> bool {
     let sealed = |ordinal: &u64| name == segment_name(*ordinal) || name == leaf_name(*ordinal);
-    state.sealed.keys().any(sealed)
+    name == KEY_FILE
+        || state.sealed.keys().any(sealed)
         || state.open.keys().any(|ordinal| name == segment_name(*ordinal))
         || state.nodes.keys().any(|span| name == span.name())
 }

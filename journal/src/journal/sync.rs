@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Journal, Manifest, MemorySegment, Published, Run, lock};
 use crate::Position;
+use crate::attest::StatementKind;
 use crate::error::{AppendError, SyncError};
 use crate::leaf::{self, leaf_name};
 use crate::manifest::{Record, Sealed};
@@ -39,7 +40,7 @@ impl Journal {
         loop {
             self.seal_closed()?;
             if !self.merge_next()? {
-                return Ok(());
+                return self.hash_old_segment();
             }
         }
     }
@@ -58,6 +59,7 @@ impl Journal {
         self.seal_closed()?;
         let _syncing = lock(&self.syncing);
         let position = self.sync_log()?;
+        self.attest_locked()?;
         self.put_record(&Record::Closed { seq: position.seq, lsn: position.lsn }).map_err(as_sync_error)?;
         Ok(position)
     }
@@ -68,7 +70,7 @@ impl Journal {
 
     fn sync_log(&self) -> Result<Position, SyncError> {
         self.sync_writable()?;
-        let (closed, open, names, published) = {
+        let (closed, open, names, heads, published) = {
             let mut log = lock(&self.log);
             let closed = std::mem::take(&mut log.unsynced);
             let open = log.open.as_mut().filter(|open| open.unsynced).map(|open| {
@@ -77,7 +79,9 @@ impl Journal {
             });
             let (history, horizon) = (Arc::clone(&log.history), log.horizon);
             let names = std::mem::take(&mut log.names_unsynced);
-            (closed, open, names, Published { position: log.position, history, horizon })
+            let heads = std::mem::take(&mut log.heads);
+            let published = Published { position: log.position, history, horizon, head: log.head() };
+            (closed, open, names, heads, published)
         };
         let idle = closed.is_empty() && open.is_none() && !names;
         for (file, segment) in closed {
@@ -98,6 +102,7 @@ impl Journal {
             if let Manifest::Writer(manifest) = &mut *lock(&self.manifest) {
                 let _ = manifest.append(&Record::Durable { seq: position.seq, lsn: position.lsn });
             }
+            self.sign_heads(heads);
             self.snapshot_if_due()?;
         }
         Ok(position)
@@ -128,7 +133,12 @@ impl Journal {
     pub(super) fn put_record(&self, record: &Record) -> Result<(), AppendError> {
         self.writable()?;
         match &mut *lock(&self.manifest) {
-            Manifest::Writer(manifest) => manifest.append(record)?,
+            Manifest::Writer(manifest) => {
+                manifest.append(record)?;
+                if matches!(record, Record::Disk(_) | Record::Base(_) | Record::Content(..)) {
+                    self.state_statement(manifest, StatementKind::Checkpoint, self.published().head);
+                }
+            }
             Manifest::Reader(_) => return Err(AppendError::ReadOnly("no manifest is open".to_owned())),
         }
         // Appends go on meanwhile; they take the manifest's lock.

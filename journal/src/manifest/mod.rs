@@ -1,8 +1,8 @@
 //! The manifest: the sole authority over what belongs to the journal. A log of records on top of a snapshot; a new
 //! snapshot replaces the file by a durable rename.
 //!
-//! ## Layout, version 2; integers are little-endian
-//! Header, 104 bytes: magic `TMMANI01`, version u16 = 2 (1 is read), header bytes u16 = 104, reserved u32 = 0, VM id 16, key 32,
+//! ## Layout, version 3; integers are little-endian
+//! Header, 104 bytes: magic `TMMANI01`, version u16 = 3 (1 and 2 are read), header bytes u16 = 104, reserved u32 = 0, VM id 16, key 32,
 //! seq of the first record u64, hash 32 (BLAKE3 keyed with the key, over bytes 0..72).
 //!
 //! Record: magic `TMMR`, kind u16, reserved u16 = 0, body bytes u32, seq u64, durable seq u64 (the highest record seq
@@ -23,15 +23,18 @@
 //! | 16 | node | level u16, first ordinal, bytes (0: no part of the journal any more), extents u64; its trailer's hash 32; since version 2 |
 //! | 17 | base | LSN, time, first ordinal u64; hash of the last dropped frame 32; last dropped time u64; disk count u32, {disk u32, LSN of its first line u64}; event count u32, events that still matter; image count u32, {disk u32, what the image is to its keeper}; since version 2 |
 //! | 18 | keep | time of the change u64, then tag u8: 1 pin {name, kind u8 (1 lease, 2 bookmark, 3 clone, 4 lock, 5 replica), LSN u64, until u64 (0: no end)}, 2 revoked {name}, 3 cutoff {LSN u64}; since version 2 |
-//! | 24 | keeping | tag u8: 1 kept {LSN, time, until u64; disk count u32, {disk u32, size u64, what the image is to its keeper}}, 2 dropped {LSN u64}; a program that does not know it refuses |
+//! | 19 | statement | kind u8, segment, frames, seq, LSN, time u64 each, head 32, digest of the state 32, public key 32, signature 64: [`crate::attest`]; since version 3 |
+//! | 20 | content | ordinal u64 of a segment below record 21; BLAKE3 keyed with the key, over its file 32; since version 3 |
+//! | 21 | hashed from | ordinal u64: in segments from it on, hashes cover every payload; since version 3 |
+//! | 24 | keeping | tag u8: 1 kept {LSN, time, until u64; disk count u32, {disk u32, size u64, what the image is to its keeper}}, 2 dropped {LSN u64}; since version 3 |
 //!
 //! Events: see the table kinds of [`crate::frame`]; tag u8 (1 line start, 2 line end, 3 marker, 4 resize, 5 clean
 //! heartbeat), LSN u64, time u64, then: line start {gap from u64, time before u64, cause u32, detail, disks}, line end
 //! {disks}, marker {request id u64, bookmark id, name}, resize {disk u32, bytes u64}; disks are count u32 and u32 each.
 //!
 //! ## History
-//! Version 1: first light. Version 2: nodes, images, pins. A manifest of version 1 that is written on holds records of version 2 until
-//! its next snapshot; a program of version 1 refuses both. Kind 24 came later within version 2.
+//! Version 1: first light. Version 2: nodes, images, pins. Version 3: statements, hashes over payload, snapshots. A manifest of
+//! an older version that is written on holds records of this one until its next snapshot; older programs refuse both.
 
 mod log;
 mod read;
@@ -54,7 +57,7 @@ pub(crate) const MANIFEST_NEW_FILE: &str = "manifest.new";
 
 pub(crate) const MAGIC: [u8; 8] = *b"TMMANI01";
 /// The version that is written; older ones are read.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 pub(crate) const HEADER_BYTES: usize = 104;
 pub(crate) const RECORD_MAGIC: [u8; 4] = *b"TMMR";
 pub(crate) const RECORD_HEADER_BYTES: usize = 60;

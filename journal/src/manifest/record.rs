@@ -7,6 +7,7 @@ use tidemark_proto::ids::{CaptureId, ChainHash, DiskId, Generation, Lsn};
 use super::retention::{Base, Keep, Keeping};
 use super::state::DiskState;
 use crate::Position;
+use crate::attest::Statement;
 use crate::index::Summary;
 use crate::node::Span;
 use crate::records::DiskRecord;
@@ -68,10 +69,15 @@ pub(crate) enum Record {
     /// With the time of the change, µs.
     Keep(u64, Keep),
     Keeping(Keeping),
+    Statement(Statement),
+    /// Keyed BLAKE3 of the file of a segment below `HashedFrom`.
+    Content(u64, [u8; 32]),
+    /// In segments from this ordinal on, hashes cover every payload.
+    HashedFrom(u64),
 }
 
 /// First of the kinds that a later version may write.
-pub(crate) const RESERVED_KINDS: u16 = 19;
+pub(crate) const RESERVED_KINDS: u16 = 22;
 
 impl Record {
     pub(crate) fn kind(&self) -> u16 {
@@ -89,6 +95,9 @@ impl Record {
             Self::Base(_) => 17,
             Self::Keep(..) => 18,
             Self::Keeping(_) => 24,
+            Self::Statement(_) => 19,
+            Self::Content(..) => 20,
+            Self::HashedFrom(_) => 21,
         }
     }
 
@@ -117,7 +126,12 @@ impl Record {
                 out.put(&open.previous);
             }
             Self::Sealed(sealed) => encode_sealed(sealed, out),
-            Self::Dropped(ordinal) => out.u64(*ordinal),
+            Self::Dropped(ordinal) | Self::HashedFrom(ordinal) => out.u64(*ordinal),
+            Self::Statement(statement) => statement.encode(out),
+            Self::Content(ordinal, hash) => {
+                out.u64(*ordinal);
+                out.put(hash);
+            }
             Self::Durable { seq, lsn } | Self::Closed { seq, lsn } => {
                 out.u64(*seq);
                 out.u64(lsn.0);
@@ -166,6 +180,9 @@ impl Record {
             17 => Self::Base(Arc::new(Base::decode(&mut reader)?)),
             18 => Self::Keep(reader.u64()?, Keep::decode(&mut reader)?),
             24 => Self::Keeping(Keeping::decode(&mut reader)?),
+            19 => Self::Statement(Statement::decode(&mut reader)?),
+            20 => Self::Content(reader.u64()?, reader.array()?),
+            21 => Self::HashedFrom(reader.u64()?),
             _ => return None,
         };
         reader.end()?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidemark_proto::ids::Lsn;
 
 use super::{Base, Keep, Keeping, NodeRecord, Record, Sealed, SegmentOpen};
+use crate::attest::{Statement, StatementKind};
 use crate::node::Span;
 use crate::records::{DiskRecord, Kept, Pin};
 
@@ -38,6 +39,12 @@ pub(crate) struct State {
     pub cutoff: Lsn,
     /// The latest time of a change of pins or cutoff: the clock never goes back behind it.
     pub clock_us: u64,
+    /// Signed heads, by place in the log: of live segments those at bookmarks and at ends, and the newest of all.
+    pub statements: BTreeMap<(u64, u64), Statement>,
+    /// In segments from this ordinal on, hashes cover every payload; `None`: in none.
+    pub hashed_from: Option<u64>,
+    /// Of live segments below, the hash of the file, as far as it is known.
+    pub contents: BTreeMap<u64, [u8; 32]>,
     /// Highest ordinal ever given.
     pub last_ordinal: u64,
     /// Acknowledged at least up to here.
@@ -81,6 +88,8 @@ impl State {
                 self.last_ordinal = self.last_ordinal.max(base.first_ordinal.saturating_sub(1));
                 self.sealed = self.sealed.split_off(&base.first_ordinal);
                 self.nodes.retain(|span, _| span.first >= base.first_ordinal);
+                self.contents = self.contents.split_off(&base.first_ordinal);
+                self.statements.retain(|(segment, _), _| *segment >= base.first_ordinal);
                 self.base = Some(Arc::clone(base));
             }
             Record::Keep(time_us, keep) => {
@@ -101,6 +110,11 @@ impl State {
             Record::Keeping(Keeping::Dropped(lsn)) => {
                 self.kept.remove(lsn);
             }
+            Record::Statement(statement) => self.take_statement(statement),
+            Record::Content(ordinal, hash) => {
+                self.contents.insert(*ordinal, *hash);
+            }
+            Record::HashedFrom(ordinal) => self.hashed_from = Some(*ordinal),
             Record::Node(node) if node.bytes == 0 => {
                 self.nodes.remove(&node.span);
             }
@@ -113,6 +127,16 @@ impl State {
     fn durable(&mut self, seq: u64, lsn: Lsn) {
         self.durable_seq = self.durable_seq.max(seq);
         self.durable_lsn = self.durable_lsn.max(lsn);
+    }
+
+    /// Heads come in the order of the log; a checkpoint's place is taken by whatever comes after it.
+    fn take_statement(&mut self, statement: &Statement) {
+        if let Some(last) = self.statements.last_entry()
+            && last.get().kind == StatementKind::Checkpoint
+        {
+            last.remove();
+        }
+        self.statements.insert(statement.head.place(), *statement);
     }
 
     /// Records that rebuild this state.
@@ -131,6 +155,9 @@ impl State {
         records.extend(self.sealed.values().cloned().map(Record::Sealed));
         records.extend(self.open.values().copied().map(Record::Open));
         records.extend(self.nodes.values().copied().map(Record::Node));
+        records.extend(self.hashed_from.map(Record::HashedFrom));
+        records.extend(self.contents.iter().map(|(ordinal, hash)| Record::Content(*ordinal, *hash)));
+        records.extend(self.statements.values().copied().map(Record::Statement));
         // Keeps the highest ordinal when its segment was dropped, so that it is not given again.
         if self.last_ordinal > 0 && !self.open.contains_key(&self.last_ordinal) {
             records.push(Record::Dropped(self.last_ordinal));

@@ -185,6 +185,7 @@ mod tests {
                 lsn = lsn.max(at);
                 let header = FrameHeader {
                     kind: if line.is_some() { FrameKind::Base } else { FrameKind::Writes },
+                    cover: crate::frame::Cover::Hashed,
                     table_bytes: 24,
                     payload_bytes: u32::try_from(entry.payload_bytes()).unwrap(),
                     segment: ordinal,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tidemark_proto::ids::Lsn;
 
 use super::{Damage, Decision, End, decide};
+use crate::attest::WHOLE_SEGMENT;
 use crate::error::OpenError;
 use crate::frame::DecodedFrame;
 use crate::index::MemoryIndex;
@@ -25,6 +26,8 @@ pub(crate) struct Recovered {
     pub position: Position,
     pub floor_us: u64,
     pub last_hash: [u8; 32],
+    /// What `last_hash` is over: a segment, and how many of its frames.
+    pub place: (u64, u64),
     pub tail: Tail,
     /// Bytes after the end that are to be cut, in the open segment.
     pub cut_bytes: u64,
@@ -50,6 +53,8 @@ pub(crate) struct OpenTail {
     pub segment: Arc<MemorySegment>,
     pub length: u64,
     pub next_ordinal: u64,
+    /// Which data key its frames are encrypted with; 0: none.
+    pub data_key: u32,
 }
 
 /// Replays `state` over the files; changes nothing.
@@ -61,6 +66,7 @@ pub(crate) fn replay(storage: &dyn Storage, key: &[u8; 32], state: &State) -> Re
         position: Position::default(),
         floor_us: 0,
         last_hash: [0; 32],
+        place: (0, WHOLE_SEGMENT),
         tail: Tail::New,
         cut_bytes: 0,
         drop: Vec::new(),
@@ -83,6 +89,7 @@ pub(crate) fn replay(storage: &dyn Storage, key: &[u8; 32], state: &State) -> Re
             // LSNs go on where the parent stood; of any other journal a segment says it.
             log.position.lsn = base.lsn;
         }
+        log.place = (base.first_ordinal.saturating_sub(1), WHOLE_SEGMENT);
     }
     for sealed in state.sealed.values() {
         for event in &sealed.events {
@@ -91,6 +98,7 @@ pub(crate) fn replay(storage: &dyn Storage, key: &[u8; 32], state: &State) -> Re
         log.position = sealed.position;
         log.floor_us = log.floor_us.max(sealed.summary.last_time_us);
         log.last_hash = sealed.last_hash;
+        log.place = (sealed.ordinal, WHOLE_SEGMENT);
         log.runs.push(Run::Sealed(Arc::clone(sealed)));
         for (name, bytes) in
             [(segment_name(sealed.ordinal), sealed.bytes), (leaf_name(sealed.ordinal), sealed.leaf_bytes)]
@@ -227,10 +235,12 @@ impl Recovered {
             Stop::Footer => (End::Footer, at(length, 0, "the next segment is missing")),
             Stop::Invalid { offset, bytes, problem } => (End::Invalid, at(offset, bytes, &problem)),
         };
+        self.place = (ordinal, if end == End::Footer { WHOLE_SEGMENT } else { next_ordinal });
         if end == End::Footer {
             segment.close(length, last_hash, self.position);
         }
-        Ok((end, Some(OpenTail { file, segment, length, next_ordinal }), damage))
+        let data_key = scanner.data_key();
+        Ok((end, Some(OpenTail { file, segment, length, next_ordinal, data_key }), damage))
     }
 
     fn frame(&mut self, frame: &DecodedFrame, index: &MemoryIndex) -> Option<Event> {

@@ -1,12 +1,12 @@
 //! Segments: a header, frames ([`crate::frame`]), and a footer frame once closed. Nothing lies between or after them.
 //!
-//! ## Header, version 1; integers are little-endian
+//! ## Header, version 2; integers are little-endian
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `TMSEGM01` |
-//! | 8 | 2 | version = 1 |
+//! | 8 | 2 | version: 1 without a data key, else 2 |
 //! | 10 | 2 | header bytes = 160 |
-//! | 12 | 4 | reserved = 0 |
+//! | 12 | 4 | ordinal of the data key that its frames' payload is encrypted with; 0: none |
 //! | 16 | 16 | VM id |
 //! | 32 | 8 | segment ordinal, from 1 |
 //! | 40 | 8 | seq of the last frame before this segment |
@@ -17,14 +17,16 @@
 //! | 128 | 32 | BLAKE3 keyed with the key, over bytes 0..128 |
 //!
 //! ## History
-//! Version 1: first light.
+//! Version 1: first light. Version 2: data keys.
 
+mod content;
 mod scan;
 
 use tidemark_proto::ids::{Lsn, VmId};
 
 use crate::wire::{Put, Reader, same_hash};
 
+pub(crate) use content::{content_hash, sound_content_hash};
 pub(crate) use scan::{Scanner, Stop, newest_claim};
 
 /// Bytes of a segment before its first frame.
@@ -52,6 +54,8 @@ pub struct SegmentHeader {
     pub lsn_before: Lsn,
     /// Who wrote it.
     pub writer_generation: u64,
+    /// Which data key its frames' payload is encrypted with; 0: none.
+    pub data_key: u32,
     /// Key of the hashes in it.
     pub key: [u8; 32],
     /// Hash of the last frame of the segment before.
@@ -63,9 +67,9 @@ impl SegmentHeader {
     pub(crate) fn encode(&self) -> (Vec<u8>, [u8; 32]) {
         let mut out = Vec::with_capacity(SEGMENT_HEADER_BYTES);
         out.put(&MAGIC);
-        out.u16(1);
+        out.u16(if self.data_key == 0 { 1 } else { 2 });
         out.u16(160);
-        out.u32(0);
+        out.u32(self.data_key);
         out.put(self.vm.0.as_bytes());
         out.u64(self.ordinal);
         out.u64(self.seq_before);
@@ -83,7 +87,11 @@ impl SegmentHeader {
     pub fn decode(bytes: &[u8]) -> Option<(Self, [u8; 32])> {
         let (hashed, rest) = bytes.split_at_checked(HASHED_BYTES)?;
         let mut reader = Reader::new(hashed);
-        if reader.array()? != MAGIC || reader.u16()? != 1 || reader.u16()? != 160 || reader.u32()? != 0 {
+        if reader.array()? != MAGIC {
+            return None;
+        }
+        let (version, length, data_key) = (reader.u16()?, reader.u16()?, reader.u32()?);
+        if length != 160 || version != if data_key == 0 { 1 } else { 2 } {
             return None;
         }
         let header = Self {
@@ -92,6 +100,7 @@ impl SegmentHeader {
             seq_before: reader.u64()?,
             lsn_before: Lsn(reader.u64()?),
             writer_generation: reader.u64()?,
+            data_key,
             key: reader.array()?,
             previous: reader.array()?,
         };

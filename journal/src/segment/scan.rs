@@ -84,6 +84,11 @@ impl Scanner {
         self.offset
     }
 
+    /// Which data key the frames are encrypted with; 0: none.
+    pub(crate) fn data_key(&self) -> u32 {
+        self.header.data_key
+    }
+
     /// Ordinal of the next frame, hash of the last.
     pub(crate) fn tail(&self) -> (u64, [u8; 32]) {
         (self.next_ordinal, self.previous)
@@ -128,6 +133,10 @@ impl Scanner {
             let bytes = (payload.len() - piece).min(tidemark_proto::limits::CHECKSUM_PIECE_BYTES);
             return Ok(Err(self.invalid(from, bytes as u64, "a checksum of the payload does not match")));
         }
+        if !frame.has_payload(payload, &self.header.key) {
+            let problem = "the payload is not what its hash is over, though its checksums match";
+            return Ok(Err(self.invalid(frame.header.head_bytes() as u64, payload.len() as u64, problem)));
+        }
         let offset = self.offset;
         self.offset += frame.header.frame_bytes();
         self.next_ordinal += 1;
@@ -146,13 +155,12 @@ impl Scanner {
         }
         self.buffer.resize(FRAME_HEADER_BYTES, 0);
         self.file.read_at(self.offset, &mut self.buffer)?;
-        let Some((table, payload)) = frame_lengths(&self.buffer) else { return Ok(Err(FrameError::NoFrame)) };
-        let head =
-            FRAME_HEADER_BYTES + table + 4 * payload.div_ceil(tidemark_proto::limits::CHECKSUM_PIECE_BYTES);
-        if ((head + payload) as u64) > left {
+        let Some(lengths) = frame_lengths(&self.buffer) else { return Ok(Err(FrameError::NoFrame)) };
+        let bytes = lengths.head() + lengths.payload;
+        if (bytes as u64) > left {
             return Ok(Err(FrameError::Short));
         }
-        self.buffer.resize(head + payload, 0);
+        self.buffer.resize(bytes, 0);
         let rest = self.buffer.get_mut(FRAME_HEADER_BYTES..).unwrap_or_default();
         self.file.read_at(self.offset + FRAME_HEADER_BYTES as u64, rest)?;
         Ok(Ok(()))
@@ -188,7 +196,8 @@ impl Scanner {
 pub(crate) fn newest_claim(file: &dyn StorageFile, from: u64, key: &[u8; 32]) -> Result<u64, StorageError> {
     /// Bytes read at once; a head that begins in one piece must fit in what is read beyond it.
     const PIECE: u64 = 8 << 20;
-    const OVERLAP: u64 = (FRAME_HEADER_BYTES + TABLE_MAX_BYTES + FRAME_MAX_BYTES / 1024) as u64;
+    const OVERLAP: u64 =
+        (FRAME_HEADER_BYTES + TABLE_MAX_BYTES + FRAME_MAX_BYTES / 1024 + FRAME_MAX_BYTES / 128) as u64;
     let length = file.len()?;
     let mut claim = 0;
     let mut at = from;

@@ -29,9 +29,11 @@ mod scrub;
 mod session;
 mod state;
 
+pub(crate) use crypt::{Secret, TAG_BYTES, derive};
 pub use error::StoreError;
 pub use folder::{LocalFolder, PackFolder};
 pub use gc::{Collection, CollectionReport, Mark, SweepOptions};
+pub(crate) use id::from_hex;
 pub use id::{CHUNK_BYTES, ChunkId, KeyDomain, PackId};
 pub use keys::{KdfCost, MasterKey, MasterSecret};
 pub use open::OpenReport;

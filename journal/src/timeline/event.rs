@@ -134,7 +134,7 @@ pub(crate) fn as_decoded(
         Body::Heartbeat { time_us, clean, .. } => Table::Heartbeat { time_us, clean },
         Body::Resize { disk, size_bytes, .. } => Table::Resize { disk, size_bytes },
     };
-    DecodedFrame { header, table, crc32c: Vec::new(), hash }
+    DecodedFrame { header, table, crc32c: Vec::new(), payload_hash: None, seal: None, hash }
 }
 
 fn encode_disks(disks: &[DiskId], out: &mut Vec<u8>) {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::files::FileKey;
+use super::payload::Cover;
 use crate::index::IndexEntry;
 use crate::leaf::Directory;
 use crate::node::{Extent, NodeDirectory};
@@ -17,6 +18,8 @@ pub(crate) enum Part {
     Times(usize),
     /// Of the frame whose payload begins at this byte.
     Checksums(u64),
+    /// Of a segment: which data key it has.
+    DataKey,
 }
 
 /// A decoded part.
@@ -27,7 +30,8 @@ pub(crate) enum Cached {
     Times(Arc<Vec<u64>>),
     Node(Arc<NodeDirectory>),
     Extents(Arc<Vec<Extent>>),
-    Checksums(Arc<Vec<u32>>),
+    Checksums(Arc<Cover>),
+    DataKey(u32),
 }
 
 impl Cached {
@@ -41,7 +45,11 @@ impl Cached {
                 Self::Times(times) => 8 * times.len(),
                 Self::Node(directory) => 64 * directory.pages.len(),
                 Self::Extents(extents) => size_of::<Extent>() * extents.len(),
-                Self::Checksums(checksums) => 4 * checksums.len(),
+                Self::Checksums(cover) => {
+                    let tags = cover.seal.as_ref().map_or(0, |(_, seal)| seal.tags.len());
+                    4 * cover.crc32c.len() + 16 * tags + 64
+                }
+                Self::DataKey(_) => 0,
             }
     }
 }

@@ -133,6 +133,7 @@ mod tests {
     fn segment(ordinal: u64, kind: FrameKind, lsn: u64, start: u64, sectors: u32) -> Run {
         let header = FrameHeader {
             kind,
+            cover: crate::frame::Cover::Hashed,
             table_bytes: 24,
             payload_bytes: sectors * 512,
             segment: ordinal,

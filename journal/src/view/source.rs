@@ -10,6 +10,7 @@ use super::base::BaseImages;
 use super::cache::{Cache, Cached, Part};
 use super::files::{FileKey, Files};
 use super::window::Window;
+use crate::encryption::DataKeys;
 use crate::error::ReadError;
 use crate::index::{IndexEntry, Key, touching};
 use crate::journal::Run;
@@ -28,6 +29,7 @@ pub(crate) struct Source {
     cache: Mutex<Cache>,
     pub(super) broken: Mutex<Broken>,
     images: RwLock<Option<Arc<dyn BaseImages>>>,
+    keys: RwLock<Option<Arc<DataKeys>>>,
 }
 
 /// Nodes that are damaged.
@@ -42,7 +44,23 @@ pub(super) struct Broken {
 impl Source {
     pub(crate) fn new(storage: Arc<dyn Storage>, key: [u8; 32], cache_bytes: usize) -> Self {
         let cache = Mutex::new(Cache::new(cache_bytes));
-        Self { key, files: Files::new(storage), cache, broken: Mutex::default(), images: RwLock::default() }
+        Self {
+            key,
+            files: Files::new(storage),
+            cache,
+            broken: Mutex::default(),
+            images: RwLock::default(),
+            keys: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn set_keys(&self, keys: Option<Arc<DataKeys>>) {
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// What opens encrypted payload.
+    pub(crate) fn keys(&self) -> Option<Arc<DataKeys>> {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn set_images(&self, images: Arc<dyn BaseImages>) {
