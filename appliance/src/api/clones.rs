@@ -137,7 +137,7 @@ async fn export(
         )));
     }
     let volume = core.clones.volume(core, &clone);
-    let disks = { volume.disks() }.map_err(|error| io_status(&error))?;
+    let disks = volume.disks().map_err(|error| io_status(&error))?;
     let chosen: Vec<_> = disks.iter().filter(|disk| wanted.is_none_or(|wanted| wanted == disk.id)).collect();
     if let (Some(wanted), true) = (wanted, chosen.is_empty()) {
         return Err(Status::not_found(format!(
