@@ -112,7 +112,7 @@ impl Appliance {
         let certificate = Arc::new(ServerCertificate::new(&authority, &provider, names, now_us)?);
         let tls = server_config(&authority, Arc::clone(&provider), Arc::clone(&certificate))?;
         let signing = signing::load_or_create(&data.signing())?;
-        let log_keys = LogKeys { signer: signing.clone(), master: None };
+        let log_keys = LogKeys { signer: signing.clone(), master: Some(images.store().master()) };
         let keeper = Arc::new(ImageKeeper::new(Arc::clone(images.store())));
         let fleet = open_fleet(&data, &catalog, &keeper, &log_keys).await?;
         let images_below: Arc<dyn BaseImages> = Arc::<ImageKeeper>::clone(&keeper);

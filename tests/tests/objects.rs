@@ -59,6 +59,15 @@ fn put_in_background(site: &Site, arguments: &[&str]) -> std::process::Child {
         .unwrap()
 }
 
+/// Waits until the upload of `child` has filled another pack: it is in its middle, however slow the machine is.
+fn wait_for_a_pack(site: &Site, child: &mut std::process::Child) {
+    let packs = || fs::read_dir(site.data().join("store/packs")).unwrap().count();
+    let before = packs();
+    while packs() == before && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn files_are_kept_deduplicated_and_come_back_verified() {
     let mut site = Site::start("objects").unwrap();
@@ -137,13 +146,13 @@ fn interrupted_uploads_show_nothing_and_go_on() {
     let file = write(&site, "big", &content);
     // The command dies: nothing is seen, and the next one goes on.
     let mut killed = put_in_background(&site, &[text(&file)]);
-    std::thread::sleep(Duration::from_millis(400));
+    wait_for_a_pack(&site, &mut killed);
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert_eq!(names(&site), Vec::<String>::new());
     // The appliance dies under the command, which goes on by itself when it is back.
-    let running = put_in_background(&site, &[text(&file)]);
-    std::thread::sleep(Duration::from_millis(400));
+    let mut running = put_in_background(&site, &[text(&file)]);
+    wait_for_a_pack(&site, &mut running);
     site.kill_appliance().unwrap();
     site.start_appliance().unwrap();
     assert!(names(&site).len() <= 1);

@@ -17,7 +17,7 @@ use crate::clock::now_us;
 
 /// Sector and chunk of a disk, bytes.
 const SECTOR: usize = 512;
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// What an upload will be.
 #[derive(Debug, Clone)]

@@ -3,7 +3,7 @@
 //! A frame's hash covers its head, its payload and, through the hash of the frame before, every frame of the log up to
 //! it, gaps and all (`crate::frame`). The keys of these hashes lie in the journal, so whoever can write the folder can
 //! write another log. A statement signs one such hash, the *head*, and with it a digest of what the manifest says and no
-//! frame repeats: disks and their sizes, images and what was dropped below them, hashes of segments of older formats.
+//! frame repeats: disks and their sizes, images, snapshots and what was dropped below them, hashes of segments of older formats.
 //! [`prove`] finds out, from the files and the public key alone, up to which LSN the log is as it was signed.
 //!
 //! Statements are made at each bookmark, when a segment is closed, when disks or images change, at a clean end, and when

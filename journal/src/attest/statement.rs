@@ -3,7 +3,7 @@
 use tidemark_proto::ids::{Lsn, VmId};
 
 use super::key::{AttestError, PublicKey, SIGNATURE_BYTES, Signer};
-use crate::manifest::{Record, State};
+use crate::manifest::{Keeping, Record, State};
 use crate::wire::{Put, Reader};
 
 const PURPOSE: &[u8] = b"tidemark journal statement 1\0";
@@ -131,17 +131,18 @@ impl Statement {
     }
 }
 
-/// Digest of what the manifest says, what recovery points depend on, and no frame repeats: disks, the base, and hashes of
-/// segments of older formats. Each part is a manifest record's body after its length.
+/// Digest of what the manifest says, what recovery points depend on, and no frame repeats: disks, the base, snapshots, and
+/// hashes of segments of older formats. Each part is a manifest record's body after its length.
 pub(crate) fn state_digest(state: &State) -> [u8; 32] {
     let disks = state.disks.values().cloned().map(Record::Disk);
     let base = state.base.iter().cloned().map(Record::Base);
+    let kept = state.kept.values().cloned().map(|kept| Record::Keeping(Keeping::Kept(kept)));
     let hashed = state.hashed_from.map(Record::HashedFrom);
     let contents = state.contents.iter().map(|(ordinal, hash)| Record::Content(*ordinal, *hash));
     let mut hasher = blake3::Hasher::new();
     hasher.update(b"tidemark journal state 1\0");
     let mut body = Vec::new();
-    for record in disks.chain(base).chain(hashed).chain(contents) {
+    for record in disks.chain(base).chain(kept).chain(hashed).chain(contents) {
         body.clear();
         record.encode(&mut body);
         hasher.update(&record.kind().to_le_bytes());

@@ -36,7 +36,7 @@ impl Journal {
     /// statement becomes durable with the next commit: call it from time to time, and before a copy is taken.
     ///
     /// # Errors
-    /// As [`Journal::append`]. Without [`crate::Options::signer`] nothing is done.
+    /// As [`Journal::sync`]. Without [`crate::Options::signer`] nothing is done.
     pub fn attest(&self) -> Result<(), SyncError> {
         let _syncing = lock(&self.syncing);
         self.attest_locked()

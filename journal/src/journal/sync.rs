@@ -135,7 +135,10 @@ impl Journal {
         match &mut *lock(&self.manifest) {
             Manifest::Writer(manifest) => {
                 manifest.append(record)?;
-                if matches!(record, Record::Disk(_) | Record::Base(_) | Record::Content(..)) {
+                if matches!(
+                    record,
+                    Record::Disk(_) | Record::Base(_) | Record::Keeping(_) | Record::Content(..)
+                ) {
                     self.state_statement(manifest, StatementKind::Checkpoint, self.published().head);
                 }
             }

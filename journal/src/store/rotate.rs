@@ -6,13 +6,20 @@ use super::crypt::Secret;
 use super::keys::{KeyFile, KeyRing};
 use super::open::{derived, new_keys, write_keys};
 use super::state::{Keys, lock};
-use super::{ChunkStore, KeyDomain, MasterSecret, StoreError, limits};
+use super::{ChunkStore, KeyDomain, MasterKey, MasterSecret, StoreError, limits};
 
 impl ChunkStore {
     /// Domains that have keys.
     #[must_use]
     pub fn domains(&self) -> Vec<KeyDomain> {
         self.keys().ring.domains.keys().copied().collect()
+    }
+
+    /// The key over all others, for whoever keeps keys of their own beside the store: the logs' data keys are wrapped under it.
+    /// It changes with [`ChunkStore::rotate_master`].
+    #[must_use]
+    pub fn master(&self) -> MasterKey {
+        self.keys().master.clone()
     }
 
     /// Makes keys for a domain, durably, if it has none.

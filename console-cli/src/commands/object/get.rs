@@ -17,7 +17,7 @@ use crate::appliance::{ObjectsClient, refused};
 use crate::cli::{GetArguments, UsageError};
 use crate::{output, progress, size};
 
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 pub(super) async fn run(client: ObjectsClient, arguments: &GetArguments, json: bool) -> Result<()> {
     let started = Instant::now();

@@ -69,7 +69,6 @@ impl Appliance {
             Some(Broken::KnownFromHistory) => {
                 [1, 2, 3, 4].map(|part| below(&self.frames, line * part / 4)).into()
             }
-            Some(Broken::ComparedWithLastPoint) => vec![below(&self.frames, self.clean_lsn())],
             _ => vec![below(&self.frames, line)],
         }
     }

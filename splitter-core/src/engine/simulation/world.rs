@@ -30,8 +30,6 @@ pub(super) enum Broken {
     ForgottenBits,
     /// The appliance calls a piece known that its place held at some earlier time.
     KnownFromHistory,
-    /// The appliance compares with the newest recoverable point instead of what lies below the line.
-    ComparedWithLastPoint,
     /// The network turns an answer over: what is unknown is called known.
     WrongAnswers,
 }
@@ -364,7 +362,7 @@ impl World {
     fn read_disks(&mut self) -> Result<(), String> {
         let now_us = self.now_us;
         if self.random.chance(300) {
-            if self.random.chance(300) {
+            if self.random.chance(900) {
                 // Whether it pays or not: questions about anything, at any time.
                 self.splitter.engine.disks.values_mut().for_each(|disk| disk.asking.hope());
             }
