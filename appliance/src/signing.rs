@@ -32,6 +32,9 @@ pub enum SigningError {
 pub fn load_or_create(dir: &Path) -> Result<Arc<SigningKey>, SigningError> {
     let (secret, public) = (dir.join("signing.key"), dir.join("signing.pub"));
     if !secret.exists() {
+        if public.exists() {
+            return Err(SigningError::Damaged(secret.display().to_string()));
+        }
         let (_, document) = SigningKey::generate()?;
         write_private(&secret, &document)?;
     }

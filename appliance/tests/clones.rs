@@ -271,6 +271,7 @@ async fn what_was_flushed_survives_a_kill_and_clones_are_there_or_not() {
     let storage = std::sync::Arc::new(tidemark_journal::storage::OsStorage::open(vm).unwrap());
     let (journal, _) = tidemark_journal::Journal::open_read_only(storage, Default::default()).unwrap();
     assert_eq!(journal.pins().len(), clones);
+    assert_eq!(journal.retention_clock(), 0, "a clone says nothing of the time by which locks end");
     let folders = std::fs::read_dir(site.settings.data.join("clones")).unwrap();
     assert_eq!(folders.count(), clones, "nothing half made is left");
 }

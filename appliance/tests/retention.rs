@@ -191,8 +191,8 @@ async fn history_folds_into_images_and_a_held_bookmark_outlives_its_window() {
     let mut client = retention(&site).await;
     let release = ReleaseBookmarkRequest { vm: "a".into(), bookmark: "keep".into() };
     client.release_bookmark(release).await.unwrap();
-    let done = run(&mut client).await;
-    assert_eq!(done.snapshots_given_up, 1, "{done:?}");
+    // Releasing wakes the worker, so this run or one just before it gives the snapshot up.
+    run(&mut client).await;
     let gone = content(&mut site.console().await, when::Point::Bookmark("keep".into())).await.unwrap_err();
     assert!(gone.message().contains("before the history"), "{gone}");
 }

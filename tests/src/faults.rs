@@ -1,6 +1,7 @@
 //! Splitters that lie: the product's own daemon around a ring that loses or swaps writes. The oracles must notice.
 
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tidemark_proto::ids::CaptureId;
@@ -15,6 +16,9 @@ pub const FAULT_VARIABLE: &str = "TIDEMARK_FAULT";
 
 /// One write in so many is lost or swapped: often enough for a short run, seldom enough that most of it is right.
 const EVERY: u64 = 8;
+
+/// How long the first of two writes that are to change places is held back for the second.
+const SECOND_WRITE: Duration = Duration::from_millis(100);
 
 /// What is wrong with the splitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -65,11 +69,19 @@ impl FaultyKernel {
         }
     }
 
-    /// Reads on from the issue `first` to the next one of its length and lets the two change places, if there is one.
+    /// Reads on from the issue `first` to the next one of its length and lets the two change places, if one comes in time.
     fn swap(&mut self, first: Copied, inner: &mut dyn Ring) -> Result<(), RingError> {
         let first_at = self.ahead.len();
         self.ahead.push_back(first);
-        while let Some(unit) = inner.next()? {
+        let began = Instant::now();
+        loop {
+            let Some(unit) = inner.next()? else {
+                if began.elapsed() > SECOND_WRITE {
+                    return Ok(());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
             self.ahead.push_back(Copied::of(&unit));
             let second_at = self.ahead.len() - 1;
             if let (Some(a), Some(b)) = (self.ahead.get(first_at), self.ahead.get(second_at))
@@ -85,10 +97,9 @@ impl FaultyKernel {
                         *place = copied;
                     }
                 }
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 }
 

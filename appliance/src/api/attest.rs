@@ -57,6 +57,12 @@ impl Attest for AttestService {
         let detail = format!("lsn:{} {disk}", opened.lsn);
         self.core.audit(&caller.role.uri(), "certify recovery", &opened.vm_name, &detail).await;
         let vm = vm_named(&self.core, &request.vm)?;
+        if vm.origin.is_some() {
+            return Err(Status::failed_precondition(format!(
+                "'{}' is a clone, and a certificate cannot name what a clone continues: certify the point that it was made from",
+                vm.name
+            )));
+        }
         let lsn = opened.lsn;
         let provenance = blocking(move || {
             let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;

@@ -90,7 +90,8 @@ fn level(request: &CreateBookmarkRequest) -> Result<String, Status> {
     }
 }
 
-async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64), Status> {
+/// The place of a new marker, its time, and the name that it got.
+async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64, String), Status> {
     let not_connected = || {
         Status::unavailable(format!(
             "the splitter of '{}' is not connected: a bookmark needs a live stream",
@@ -118,11 +119,24 @@ async fn place_recoverable(core: &Core, vm: &Arc<Vm>, name: &str) -> Result<(Str
     let patience = Instant::now() + GAP_PATIENCE;
     loop {
         let id = uuid::Uuid::new_v4().to_string();
-        let (lsn, time_us) = place(vm, name, &id).await?;
+        let (lsn, time_us, stored) = place(vm, name, &id).await?;
+        if stored != name {
+            // Whoever asked must not go on with the name of another point, to hold it for instance.
+            return Err(Status::already_exists(format!(
+                "a bookmark named '{name}' was made meanwhile, so this one is '{stored}' at lsn:{lsn}"
+            )));
+        }
         let reason = match wait_judged(vm, lsn).await? {
             Judged::Recoverable => return Ok((id, lsn, time_us)),
             Judged::Refused(reason) => reason,
         };
+        if timeline(vm, move |timeline| timeline.gap_around(lsn).is_none()).await? {
+            return Err(Status::deadline_exceeded(format!(
+                "bookmark '{name}' was placed at lsn:{lsn} and is not confirmed yet ({reason}): `tidemark point list {}` shows \
+                 it",
+                vm.name
+            )));
+        }
         // The name stays free for another try.
         core.catalog.remove_bookmark(&id).await.map_err(catalog)?;
         if !gap_ends(vm, lsn, patience).await? {

@@ -17,7 +17,7 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
 use crate::recovery::rfc3339;
-use crate::retention::{NamedPolicy, Ran, Retention, assigned, effective, parse};
+use crate::retention::{NamedPolicy, Ran, Retention, all, defined, effective, parse};
 use crate::transport::Peer;
 
 /// What the pin of a held bookmark is named by, with the bookmark's name behind it.
@@ -41,14 +41,15 @@ impl RetentionService {
 
     async fn policies(&self) -> Result<PoliciesReply, Status> {
         let core = Arc::clone(&self.core);
-        let all = assigned(&core.catalog.policies().await.map_err(catalog)?);
+        let rows = core.catalog.policies().await.map_err(catalog)?;
+        let (all, defined) = (all(&rows), defined(&rows));
         let assignments = core.catalog.assignments().await.map_err(catalog)?;
         blocking(move || {
             let having: Vec<(String, String)> = core
                 .fleet
                 .all()
                 .iter()
-                .map(|vm| (effective(vm, &all, &assignments).name, vm.name.clone()))
+                .map(|vm| (effective(vm, &defined, &assignments).name, vm.name.clone()))
                 .collect();
             let vms = |name: &str| {
                 having.iter().filter(|(policy, _)| policy == name).map(|(_, vm)| vm.clone()).collect()
@@ -86,7 +87,7 @@ impl RetentionService {
 
     async fn assign(&self, caller: &Peer, request: AssignPolicyRequest) -> Result<Empty, Status> {
         let vm = vm_named(&self.core, &request.vm)?;
-        let all = assigned(&self.core.catalog.policies().await.map_err(catalog)?);
+        let all = all(&self.core.catalog.policies().await.map_err(catalog)?);
         if !all.iter().any(|named| named.name == request.policy) {
             return Err(Status::not_found(format!(
                 "there is no policy named '{}'; `tidemark policy list` shows those there are",

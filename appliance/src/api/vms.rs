@@ -62,7 +62,13 @@ async fn shut_out(core: &Core, vm: VmId) -> Result<(), Status> {
 
 /// A retention lock stands against everybody, and so against removing its VM.
 fn refuse_locked(core: &Core, vm: &Vm) -> Result<(), Status> {
-    let Ok(journal) = vm.log.journal() else { return Ok(()) };
+    let journal = vm.log.journal().map_err(|down| {
+        Status::unavailable(format!(
+            "the journal of '{}' cannot be read ({down}), so it is not known whether its points are locked or cloned: mend it \
+             first",
+            vm.name
+        ))
+    })?;
     let now_us = core.retention.now().locks_us.max(journal.retention_clock());
     let ends = |pin: &Pin| pin.until_us.filter(|until| pin.kind == PinKind::Lock && now_us < *until);
     match journal.pins().iter().filter_map(ends).max() {

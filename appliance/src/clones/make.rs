@@ -11,7 +11,7 @@ use tidemark_journal::storage::{OsStorage, StorageError};
 use tidemark_journal::{AppendError, DiskRecord, Journal, OpenError, Options, Pin, PinKind, RetentionError};
 use tidemark_proto::ids::VmId;
 
-use super::{CREATED_NOTE, pin_name};
+use super::{CREATED_NOTE, PIN_TIME_US, pin_name};
 use crate::catalog::CatalogError;
 use crate::clock::now_us;
 use crate::core::Core;
@@ -134,7 +134,7 @@ fn make(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, C
     });
     let start = BranchStart { point, time_us: view.time_us, disks: disks.collect() };
     let pin = Pin { name: pin_name(id), kind: PinKind::Clone, lsn: view.lsn, until_us: None };
-    journal.put_pin(pin, created_us)?;
+    journal.put_pin(pin, PIN_TIME_US)?;
     let unfinished = core.data.unfinished_clone(id);
     let written = write(&unfinished, id, name, created_us, &start, core.log_keys.options()).and_then(|()| {
         let folder = core.data.clone_folder(id);
@@ -186,7 +186,7 @@ fn undo(core: &Core, id: VmId, parent: &Journal) {
             return;
         }
     }
-    if let Err(error) = parent.revoke_pin(&pin_name(id), now_us()) {
+    if let Err(error) = parent.revoke_pin(&pin_name(id), PIN_TIME_US) {
         tracing::warn!(%error, "cannot revoke the pin of a clone half made");
     }
 }

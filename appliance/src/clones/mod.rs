@@ -24,6 +24,10 @@ fn pin_name(clone: tidemark_proto::ids::VmId) -> String {
     format!("{PIN_PREFIX}{clone}")
 }
 
+/// The time of changes to such pins: none. They end by no clock, and only retention's own may move the clock of a journal,
+/// by which locks end.
+const PIN_TIME_US: u64 = 0;
+
 /// What the names of such pins begin with.
 const PIN_PREFIX: &str = "clone:";
 

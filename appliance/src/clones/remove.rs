@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CloneError, pin_name};
-use crate::clock::now_us;
+use super::{CloneError, PIN_TIME_US, pin_name};
 use crate::core::Core;
 use crate::fleet::Vm;
 
@@ -52,7 +51,7 @@ fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
     // From here on it is gone; what fails now is done at the next start.
     let parent = clone.parent().and_then(|parent| core.fleet.get(parent));
     if let Some(Ok(journal)) = parent.map(|parent| parent.log.writable())
-        && let Err(error) = journal.revoke_pin(&pin_name(clone.id), now_us())
+        && let Err(error) = journal.revoke_pin(&pin_name(clone.id), PIN_TIME_US)
     {
         tracing::warn!(%error, clone = clone.name, "cannot revoke the pin of a removed clone yet");
     }

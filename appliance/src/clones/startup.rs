@@ -8,8 +8,7 @@ use tidemark_journal::view::BaseImages;
 use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
 
-use super::{CREATED_NOTE, PIN_PREFIX, pin_name};
-use crate::clock::now_us;
+use super::{CREATED_NOTE, PIN_PREFIX, PIN_TIME_US, pin_name};
 use crate::data_dir::DataDir;
 use crate::fleet::{Fleet, LogKeys, Origin, Vm, VmLog};
 
@@ -77,7 +76,7 @@ fn agree(all: &[Arc<Vm>], clones: &BTreeSet<VmId>) {
             let of = pin.name.strip_prefix(PIN_PREFIX).and_then(|id| id.parse().ok());
             if of.is_some_and(|id: VmId| !clones.contains(&id)) {
                 tracing::info!(vm = vm.name, pin = pin.name, "a pin without its clone is revoked");
-                if let Err(error) = journal.revoke_pin(&pin.name, now_us()) {
+                if let Err(error) = journal.revoke_pin(&pin.name, PIN_TIME_US) {
                     tracing::warn!(vm = vm.name, %error, "cannot revoke a pin without its clone");
                 }
             }
@@ -91,7 +90,7 @@ fn agree(all: &[Arc<Vm>], clones: &BTreeSet<VmId>) {
             }
             tracing::warn!(vm = vm.name, clone = clone.name, "a clone without its pin is pinned again");
             let pin = Pin { name, kind: PinKind::Clone, lsn: point.lsn, until_us: None };
-            if let Err(error) = journal.put_pin(pin, now_us()) {
+            if let Err(error) = journal.put_pin(pin, PIN_TIME_US) {
                 tracing::error!(clone = clone.name, %error, "a clone's point cannot be kept");
             }
         }

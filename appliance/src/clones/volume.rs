@@ -57,6 +57,11 @@ impl Volume {
         Ok(journal)
     }
 
+    /// Said again after the write: a flush may have begun since [`Volume::writable`], before the write was there.
+    fn written(&self) {
+        self.dirty.store(true, Ordering::SeqCst);
+    }
+
     /// The disks, by id.
     ///
     /// # Errors
@@ -89,7 +94,9 @@ impl Volume {
     /// [`io::ErrorKind::StorageFull`] without space; any other when the disk failed or the range is not on it.
     pub fn write_at(&self, disk: DiskId, offset: u64, data: &[u8]) -> io::Result<()> {
         let journal = self.writable()?;
-        self.writer.write_at(journal.as_ref(), disk, offset, data, now_us()).map_err(|error| failed(&error))
+        let written = self.writer.write_at(journal.as_ref(), disk, offset, data, now_us());
+        self.written();
+        written.map_err(|error| failed(&error))
     }
 
     /// Makes a range read as zeroes, not durably.
@@ -100,6 +107,7 @@ impl Volume {
         let journal = self.writable()?;
         let kind = if discard { EntryKind::Discard } else { EntryKind::Zeroes };
         let zeroed = self.writer.zero(journal.as_ref(), disk, (offset, bytes), kind, now_us());
+        self.written();
         zeroed.map_err(|error| failed(&error))
     }
 

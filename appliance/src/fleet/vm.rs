@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::{Command, Live, SessionHandle, VmLog};
 
 /// What became of a marker that was asked for.
-pub type MarkerOutcome = Result<(Lsn, u64), String>;
+pub type MarkerOutcome = Result<(Lsn, u64, String), String>;
 
 /// Markers of one VM that are waited for at the same time, at most. Further requests are refused.
 const MARKERS_WAITING_MAX: usize = 64;

@@ -489,7 +489,8 @@ async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
         tracing::error!(vm = %vm.name, name = marker.name, %error, "cannot copy a bookmark to the catalog");
     }
     if marker.request_id != 0 {
-        let outcome = outcome.map(|_| (marker.lsn, marker.time_us)).map_err(|error| error.to_string());
+        let outcome =
+            outcome.map(|name| (marker.lsn, marker.time_us, name)).map_err(|error| error.to_string());
         vm.marker_done(marker.request_id, outcome);
     }
 }

@@ -1,5 +1,6 @@
 //! The time that locks are judged by. While the machine runs it goes on with the time since boot, whatever the wall clock
-//! is set to; over a reboot, which leaves no other witness, it takes the wall clock, but never goes back.
+//! is set to; over a reboot, which leaves no other witness, it takes the wall clock for a quarter of an hour at most, and
+//! never goes back.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -9,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::now_us;
 use crate::data_dir::{FileError, read_text, write_private};
+
+/// Microseconds that a reboot counts for at most, as for the locks of VMs: the wall clock is the only witness of them.
+const DOWNTIME_MAX_US: u64 = 15 * 60 * 1_000_000;
 
 /// What was known last, in the file `clock`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +78,8 @@ fn advanced(before: &Known, present: &Known) -> Known {
     let time_us = if before.boot == present.boot {
         before.time_us.saturating_add(present.since_boot_us.saturating_sub(before.since_boot_us))
     } else {
-        before.time_us.max(present.time_us)
+        let away_us = present.time_us.saturating_sub(before.time_us);
+        before.time_us.saturating_add(away_us.min(DOWNTIME_MAX_US))
     };
     Known { time_us, ..present.clone() }
 }

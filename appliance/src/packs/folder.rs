@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidemark_journal::storage::{StorageError, StorageErrorKind};
@@ -19,7 +20,10 @@ const PACKS: &str = "packs";
 const PACK_HEAD_BYTES: u64 = 4096;
 
 /// Tries of one put: the client itself does not repeat one that timed out, as it may have been done.
-const PUT_TRIES: usize = 3;
+const PUT_TRIES: u32 = 5;
+
+/// Before the next try, longer each time: connections that a dead server left break one after the other.
+const PUT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Packs below a prefix of a bucket. A pack is one object, written with one conditional request: it is there whole or
 /// not at all, and never overwritten. Its largest size is far below what one request may carry.
@@ -144,6 +148,7 @@ impl PackFolder for ObjectFolder {
                 }
                 Err(error) => tracing::warn!(%error, tried, "a pack could not be written; tried again"),
             }
+            std::thread::sleep(PUT_PAUSE * tried);
             tried += 1;
         }
         self.state().lengths.insert(name.to_owned(), u64::try_from(bytes.len()).unwrap_or(u64::MAX));

@@ -27,11 +27,17 @@ fn built_in() -> NamedPolicy {
     NamedPolicy { name: DEFAULT_POLICY.to_owned(), policy }
 }
 
+/// The policies that administrators defined.
+#[must_use]
+pub fn defined(rows: &[PolicyRow]) -> Vec<NamedPolicy> {
+    // What is stored was checked when it came in.
+    rows.iter().filter_map(|row| parse(&row.body).ok()).flatten().collect()
+}
+
 /// All policies by name, the built-in one among them unless it was redefined.
 #[must_use]
-pub fn assigned(rows: &[PolicyRow]) -> Vec<NamedPolicy> {
-    // What is stored was checked when it came in.
-    let mut all: Vec<NamedPolicy> = rows.iter().filter_map(|row| parse(&row.body).ok()).flatten().collect();
+pub fn all(rows: &[PolicyRow]) -> Vec<NamedPolicy> {
+    let mut all = defined(rows);
     if !all.iter().any(|named| named.name == DEFAULT_POLICY) {
         all.push(built_in());
     }
@@ -39,14 +45,18 @@ pub fn assigned(rows: &[PolicyRow]) -> Vec<NamedPolicy> {
     all
 }
 
-/// The policy of a VM: as assigned, else as its journal says, else the default.
+/// The policy of a VM: as assigned, else as its journal says it was assigned, else the default: as redefined, else as the
+/// journal says it was.
 #[must_use]
-pub fn effective(vm: &Vm, policies: &[NamedPolicy], assignments: &[AssignmentRow]) -> NamedPolicy {
-    let named = |name: &str| policies.iter().find(|named| named.name == name).cloned();
+pub fn effective(vm: &Vm, defined: &[NamedPolicy], assignments: &[AssignmentRow]) -> NamedPolicy {
+    let named = |name: &str| defined.iter().find(|named| named.name == name).cloned();
+    let noted = noted(vm);
+    let of_name = |name: &str| named(name).or_else(|| (name == DEFAULT_POLICY).then(built_in));
     of_catalog(vm.id, assignments)
-        .and_then(named)
-        .or_else(|| noted(vm))
+        .and_then(of_name)
+        .or_else(|| noted.clone().filter(|noted| noted.name != DEFAULT_POLICY))
         .or_else(|| named(DEFAULT_POLICY))
+        .or(noted)
         .unwrap_or_else(built_in)
 }
 
@@ -60,11 +70,8 @@ fn noted(vm: &Vm) -> Option<NamedPolicy> {
     parse(std::str::from_utf8(&note).ok()?).ok()?.into_iter().next()
 }
 
-/// Keeps the policy of a VM in its journal, if it was assigned one. Blocks.
-pub(super) fn note(vm: &Vm, named: &NamedPolicy, assignments: &[AssignmentRow]) {
-    if of_catalog(vm.id, assignments).is_none() {
-        return;
-    }
+/// Keeps the policy of a VM in its journal, so that a lost catalog shortens no window. Blocks.
+pub(super) fn note(vm: &Vm, named: &NamedPolicy) {
     let body = named.to_toml();
     let Ok(journal) = vm.log.writable() else { return };
     if journal.note(POLICY_NOTE).as_deref() == Some(body.as_bytes()) {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::{Now, RetentionClock, Tick};
 use super::collect::collect;
-use super::effective::{assigned, effective, note};
+use super::effective::{defined, effective, note};
 use super::pace::Pacer;
 use crate::core::Core;
 use crate::fleet::Vm;
@@ -185,7 +185,7 @@ impl Retention {
         let _running = core.retention.running.lock().await;
         let (policies, assignments) = match (core.catalog.policies().await, core.catalog.assignments().await)
         {
-            (Ok(policies), Ok(assignments)) => (assigned(&policies), assignments),
+            (Ok(policies), Ok(assignments)) => (defined(&policies), assignments),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%error, "retention waits for the catalog");
                 return Vec::new();
@@ -198,9 +198,9 @@ impl Retention {
                 continue;
             }
             let named = effective(&vm, &policies, &assignments);
-            let (shared, assignments, one) = (Arc::clone(core), assignments.clone(), Arc::clone(&vm));
+            let (shared, one) = (Arc::clone(core), Arc::clone(&vm));
             let stepped = tokio::task::spawn_blocking(move || {
-                note(&one, &named, &assignments);
+                note(&one, &named);
                 shared.retention.step(&shared, &one, &named.policy, pressure, force)
             });
             let outcome = stepped.await.unwrap_or_else(|error| Err(error.to_string()));

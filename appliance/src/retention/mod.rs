@@ -11,6 +11,6 @@ mod policies;
 
 pub use clock::{Jump, Now, RetentionClock, Tick};
 pub use collect::{CollectError, collect};
-pub use effective::{DEFAULT_POLICY, assigned, effective};
+pub use effective::{DEFAULT_POLICY, all, defined, effective};
 pub use engine::{Ran, Retention};
 pub use policies::{InvalidPolicy, NamedPolicy, parse};

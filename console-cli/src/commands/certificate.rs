@@ -208,7 +208,7 @@ pub(super) fn check(
     json: bool,
 ) -> Result<()> {
     let key = read_key(public_key)?;
-    let certificates = read(path)?;
+    let mut certificates = read(path)?;
     for shown in &certificates {
         let signed = || {
             let signature = bytes::<64>(&shown.signature)?;
@@ -230,11 +230,21 @@ pub(super) fn check(
             (None, _) => bail!("{} has no certificate of that disk", path.display()),
             _ => bail!("{} has certificates of several disks: say which with --disk", path.display()),
         };
+        let about = std::fs::metadata(file).with_context(|| format!("read {}", file.display()))?;
+        if about.is_file() && about.len() != shown.size_bytes {
+            bail!("{} has {} bytes, the certified disk {}", file.display(), about.len(), shown.size_bytes);
+        }
         if hex(&hash(file, shown.size_bytes)?) != shown.blake3 {
             bail!("{} is not what was certified of {}", file.display(), shown.disk);
         }
     }
     if json {
+        // Not as the file words them: only what is signed is shown.
+        for shown in &mut certificates {
+            shown.time = moment::json(shown.time_us);
+            shown.issued = moment::json(shown.issued_us);
+            shown.public_key = key.to_string();
+        }
         return output::json(&json!({ "certificates": certificates, "file_checked": file.is_some() }));
     }
     for shown in &certificates {

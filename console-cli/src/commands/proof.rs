@@ -121,8 +121,17 @@ fn resolve(timeline: &Timeline, when: &When) -> Result<Lsn> {
         }
         When::Lsn(lsn) => Lsn(*lsn),
         When::Bookmark(name) => {
-            let found = timeline.markers().iter().find(|marker| marker.name == *name);
-            found.with_context(|| format!("the journal has no bookmark named '{name}'"))?.point.lsn
+            // One that fell into a gap was placed again under the same name: the newest that is a point counts.
+            let mut found: Vec<Lsn> = timeline
+                .markers()
+                .iter()
+                .filter(|marker| marker.name == *name)
+                .map(|marker| marker.point.lsn)
+                .collect();
+            found.sort_by_key(|lsn| (timeline.check(*lsn, &[]).is_ok(), *lsn));
+            *found.last().with_context(|| {
+                format!("the journal has no bookmark named '{name}'; names that were changed are in the catalog only")
+            })?
         }
     })
 }

@@ -7,6 +7,7 @@ use tidemark_proto::ids::{DiskId, Lsn};
 
 use super::{Journal, Log, Manifest, Run, lock};
 use crate::attest::{CERTIFICATE_SEGMENTS_MAX, Head, Provenance, Statement, StatementKind, state_digest};
+use crate::branch::BranchPoint;
 use crate::error::SyncError;
 use crate::manifest::{ManifestLog, Record};
 use crate::segment::sound_content_hash;
@@ -69,9 +70,18 @@ impl Journal {
             })
             .collect();
         segments.drain(..segments.len().saturating_sub(CERTIFICATE_SEGMENTS_MAX));
-        let root = |image: &[u8]| image.last_chunk().copied();
         let base = runs.base.as_deref();
-        let image = base.and_then(|base| Some((base.lsn, root(base.image(disk)?)?)));
+        let kept = runs.kept.get(&lsn).filter(|_| base.is_some_and(|base| lsn < base.lsn));
+        let below = kept.map(|snapshot| snapshot.base.as_ref()).or(base);
+        if kept.is_some() {
+            // A snapshot is read from its images alone.
+            segments.clear();
+        }
+        let root = |image: &[u8]| match BranchPoint::decode(image) {
+            Some(_) => None,
+            None => image.last_chunk().copied(),
+        };
+        let image = below.and_then(|base| Some((base.lsn, root(base.image(disk)?)?)));
         Provenance { head, segments, image }
     }
 

@@ -16,6 +16,9 @@ impl Journal {
     /// show the same bytes. That holds while no other base block of the same place is on its way. Blocks of the line
     /// that came in later segments than the line itself may be missing from the view.
     ///
+    /// The view ends where the disk ended at its smallest since the present base: the log still has what a shrink cut off,
+    /// and a fold to between the shrink and a later growth loses it.
+    ///
     /// # Errors
     /// [`ViewError::NoDisk`] when no such line is open for the disk.
     pub fn below_line(&self, disk: DiskId, line: Lsn) -> Result<View, ViewError> {
@@ -25,7 +28,8 @@ impl Journal {
         if folded || !history.line_open(line, disk) {
             return Err(ViewError::NoDisk { disk, lsn: line });
         }
-        let size_bytes = history.disks.get(&disk).map_or(0, |known| known.size_at(line));
+        let floor = runs.base.as_ref().map_or(Lsn::ZERO, |base| base.lsn);
+        let size_bytes = history.disks.get(&disk).map_or(0, |known| known.smallest_between(floor, line));
         Ok(View::new(Arc::clone(&self.source), &runs, line, vec![ViewDisk { id: disk, size_bytes }]))
     }
 }

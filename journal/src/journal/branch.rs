@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use tidemark_proto::ids::{DiskId, Lsn, VmId};
 
-use super::open::{check_options, take_lock};
+use super::open::{check_options, keys_for_writing, take_lock};
 use super::{Journal, Manifest, lock};
 use crate::Options;
 use crate::branch::{BranchPoint, BranchStart};
-use crate::encryption::DataKeys;
 use crate::error::OpenError;
 use crate::manifest::{Base, DiskState, FIRST_OF_BRANCH, MANIFEST_FILE, ManifestLog, Record};
 use crate::recovery::replay;
@@ -34,9 +33,7 @@ impl Journal {
             return Err(OpenError::Exists);
         }
         let (key, lsn, time_us) = (options.key, start.point.lsn, start.time_us);
-        let encryption = options.encryption.as_ref();
-        let keys =
-            encryption.map(|encryption| DataKeys::create(storage.as_ref(), vm, encryption)).transpose()?;
+        let keys = keys_for_writing(storage.as_ref(), vm, &options)?;
         let mut manifest = ManifestLog::create(storage.as_ref(), vm, key)?;
         manifest.append(&Record::Writer(1))?;
         manifest.append(&Record::HashedFrom(1))?;

@@ -15,13 +15,16 @@ use crate::manifest::{
 };
 use crate::options::limits::SEGMENT_MAX_BYTES;
 use crate::recovery::{Damage, Recovered, RecoveryReport, Tail, replay};
-use crate::segment::segment_name;
+use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, segment_name};
 use crate::storage::{Storage, StorageErrorKind, StorageLock};
 use crate::view::Source;
 use crate::wire::size;
 
 /// Files that no manifest names get this before their name.
 const ASIDE: &str = "aside-";
+
+/// What the names of segments begin with.
+const SEGMENT: &str = "segment-";
 
 /// What the names of nodes begin with.
 const NODE: &str = "node-";
@@ -34,12 +37,11 @@ impl Journal {
     pub fn create(storage: Arc<dyn Storage>, vm: VmId, options: Options) -> Result<Self, OpenError> {
         check_options(&options)?;
         let lock = take_lock(storage.as_ref())?;
-        if storage.list()?.iter().any(|name| name == MANIFEST_FILE) {
+        // Segments without a manifest are a journal too, which waits for a copy of it.
+        if storage.list()?.iter().any(|name| name == MANIFEST_FILE || name.starts_with(SEGMENT)) {
             return Err(OpenError::Exists);
         }
-        let encryption = options.encryption.as_ref();
-        let keys =
-            encryption.map(|encryption| DataKeys::create(storage.as_ref(), vm, encryption)).transpose()?;
+        let keys = keys_for_writing(storage.as_ref(), vm, &options)?;
         let mut manifest = ManifestLog::create(storage.as_ref(), vm, options.key)?;
         manifest.append(&Record::Writer(1))?;
         manifest.append(&Record::HashedFrom(1))?;
@@ -73,6 +75,11 @@ impl Journal {
         let recovered = replay(storage.as_ref(), &read.key, &read.state)?;
         if read.damage.is_some() || recovered.damage.is_some() {
             return Self::read_only_from(storage, options, read, recovered, Some(lock));
+        }
+        if !DataKeys::are_in(storage.as_ref())? && any_encrypted(storage.as_ref(), &read.state)? {
+            return Err(OpenError::Keys(
+                "its segments are encrypted and the file of its data keys is gone: put a copy back",
+            ));
         }
         let keys = keys_for_writing(storage.as_ref(), read.vm, &options)?;
         let mut report = RecoveryReport { frames_scanned: recovered.frames, ..RecoveryReport::default() };
@@ -220,6 +227,25 @@ pub(super) fn check_options(options: &Options) -> Result<(), OpenError> {
         return Err(OpenError::Option("segment_bytes"));
     }
     Ok(())
+}
+
+/// Whether the newest sealed or an open segment is encrypted.
+fn any_encrypted(storage: &dyn Storage, state: &State) -> Result<bool, OpenError> {
+    for ordinal in state.sealed.keys().last().into_iter().chain(state.open.keys()) {
+        let file = match storage.open(&segment_name(*ordinal)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == StorageErrorKind::Missing => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let mut header = vec![0; SEGMENT_HEADER_BYTES];
+        if file.len()? >= SEGMENT_HEADER_BYTES as u64 {
+            file.read_at(0, &mut header)?;
+        }
+        if SegmentHeader::decode(&header).is_some_and(|(header, _)| header.data_key > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The data keys, made when the journal is to be encrypted and was not before.

@@ -15,7 +15,7 @@ fn holds(pin: &Pin, now_us: u64) -> bool {
 
 /// Whether a snapshot of its point is all that the pin asks for.
 fn keeps_a_point(pin: &Pin) -> bool {
-    matches!(pin.kind, PinKind::Bookmark | PinKind::Lock)
+    matches!(pin.kind, PinKind::Bookmark | PinKind::Lock | PinKind::Clone)
 }
 
 /// The pin that keeps a snapshot at a time, if any.

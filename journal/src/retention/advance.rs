@@ -112,6 +112,11 @@ pub fn advance(
     let due = due(journal, terms)?;
     let mut done = Advanced::default();
     for stop in &due.plan.stops {
+        // In steps, so that the space of what was folded is free before more is needed.
+        for lsn in steps(journal, stop.lsn) {
+            fold(journal, store, domain, lsn, terms, pace, &mut done)?;
+            done.segments += journal.drop_folded()?;
+        }
         fold(journal, store, domain, stop.lsn, terms, pace, &mut done)?;
         if done.base != Some(stop.lsn) {
             // A lease, a clone or a replica needs the log from an earlier point on.
@@ -126,7 +131,6 @@ pub fn advance(
         done.segments += journal.drop_folded()?;
     }
     if let Some(target) = due.target.filter(|_| !done.held_back) {
-        // In steps, so that the space of what was folded is free before more is needed.
         for lsn in steps(journal, target.lsn) {
             fold(journal, store, domain, lsn, terms, pace, &mut done)?;
             done.segments += journal.drop_folded()?;

@@ -32,6 +32,17 @@ impl DiskHistory {
         let known = sizes.filter(|(from, _)| *from <= lsn).map(|(_, size)| *size).next();
         known.or(self.sizes.first().map(|(_, size)| *size)).unwrap_or(0)
     }
+
+    /// The smallest size the disk had above `floor` and up to `lsn`.
+    pub(crate) fn smallest_between(&self, floor: Lsn, lsn: Lsn) -> u64 {
+        let changed = self.sizes.iter().filter(|(from, _)| floor < *from && *from <= lsn);
+        changed
+            .map(|(_, size)| *size)
+            .min()
+            .unwrap_or(u64::MAX)
+            .min(self.size_at(floor))
+            .min(self.size_at(lsn))
+    }
 }
 
 impl History {

@@ -174,6 +174,11 @@ impl Stream {
         self.push(1, |lsn| Content::Marker { lsn, name: name.to_owned() })
     }
 
+    pub fn resize(&mut self, disk: u32, sectors: usize) -> Owned {
+        let size_bytes = (sectors * SECTOR) as u64;
+        self.push(1, |lsn| Content::Resize { lsn, disk: DiskId(disk), size_bytes })
+    }
+
     pub fn heartbeat(&mut self, clean: bool) -> Owned {
         self.push(0, |first| Content::Heartbeat { lsn: first - 1, clean })
     }
