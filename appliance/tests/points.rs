@@ -203,13 +203,7 @@ async fn a_bookmark_asked_for_in_a_short_gap_is_placed_after_it() {
     drop((stream, console));
 
     // A catalog that is rebuilt from the journal does not bring back the one that nobody can recover.
-    site.stop().await;
-    for entry in std::fs::read_dir(&site.settings.data).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("catalog.sqlite") {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
-    site.restart().await;
+    site.lose_catalog().await;
     let list = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
     let list = site.console().await.list_points(list).await.unwrap().into_inner();
     let names: Vec<_> = list.points.iter().map(|point| (point.name.as_str(), point.lsn)).collect();

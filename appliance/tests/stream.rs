@@ -390,13 +390,7 @@ async fn bookmarks_come_from_both_sides_and_survive_a_lost_catalog() {
     drop((stream, console));
 
     // The catalog is lost: bookmarks and the VM's name come back from the journal, its credentials do not.
-    site.stop().await;
-    for entry in std::fs::read_dir(&site.settings.data).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("catalog.sqlite") {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
-    }
-    site.restart().await;
+    site.lose_catalog().await;
     assert_eq!(read(&site, "a", Point::Bookmark("before".into()), 0, 512).await.unwrap(), vec![0; 512]);
     assert_eq!(read(&site, "a", Point::Bookmark("before~2".into()), 0, 512).await.unwrap(), vec![0; 512]);
     assert_eq!(site.vm("a").await.state, "quarantined");

@@ -234,7 +234,8 @@ impl objects_server::Objects for ObjectsService {
         let caller = caller(&request)?;
         let name = request.into_inner().name;
         let (objects, of) = (Arc::clone(&self.objects), name.clone());
-        let id = blocking(move || objects.remove(&of).map_err(|error| failed(&error))).await?;
+        let locks_us = self.core.retention.now().locks_us;
+        let id = blocking(move || objects.remove(&of, locks_us).map_err(|error| failed(&error))).await?;
         if let Err(error) = self.core.catalog.remove_object(id).await {
             tracing::error!(%error, name, "cannot remove an object from the catalog");
         }

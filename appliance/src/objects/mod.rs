@@ -11,7 +11,6 @@
 
 mod error;
 mod files;
-mod lock_clock;
 mod record;
 mod registry;
 mod roots;
@@ -19,7 +18,6 @@ mod upload;
 mod uploads;
 
 pub use error::ObjectError;
-pub use lock_clock::LockClock;
 pub use record::{Object, ObjectKind, RecordError};
 pub use registry::{Change, Objects};
 pub use roots::ObjectRoots;

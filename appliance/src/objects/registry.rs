@@ -9,14 +9,13 @@ use uuid::Uuid;
 
 use super::files::{RecordFolder, Unreadable};
 use super::record::check_name;
-use super::{LockClock, Object, ObjectError, ObjectKind, limits};
+use super::{Object, ObjectError, ObjectKind, limits};
 use crate::data_dir::FileError;
 
 /// The objects of an appliance. Calls block on the disk.
 #[derive(Debug)]
 pub struct Objects {
     records: RecordFolder,
-    clock: LockClock,
     unreadable: Vec<Unreadable>,
     state: Mutex<State>,
 }
@@ -66,8 +65,7 @@ impl Objects {
         for one in &unreadable {
             tracing::error!(path = one.path, problem = one.problem, "the record of an object cannot be used");
         }
-        let clock = LockClock::open(&folder.join("clock"))?;
-        Ok(Self { records, clock, unreadable, state: Mutex::new(State { by_name, leaving: Vec::new() }) })
+        Ok(Self { records, unreadable, state: Mutex::new(State { by_name, leaving: Vec::new() }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -179,11 +177,12 @@ impl Objects {
         Ok(object)
     }
 
-    /// Removes an object, durably. Its chunks are freed by the next collection, once nobody reads them.
+    /// Removes an object, durably. Its chunks are freed by the next collection, once nobody reads them. `locks_us` is the
+    /// time by which locks end, microseconds since 1970: [`Now::locks_us`](crate::retention::Now::locks_us).
     ///
     /// # Errors
     /// [`ObjectError::Missing`]; [`ObjectError::Kept`] while it is held or locked.
-    pub fn remove(&self, name: &str) -> Result<Uuid, ObjectError> {
+    pub fn remove(&self, name: &str, locks_us: u64) -> Result<Uuid, ObjectError> {
         let mut state = self.state();
         let object = state.by_name.get(name).cloned().ok_or_else(|| ObjectError::Missing(name.to_owned()))?;
         if object.hold {
@@ -191,7 +190,7 @@ impl Objects {
                 "'{name}' is held: run `tidemark object set {name} --release` first"
             )));
         }
-        if object.locked_until_us > self.clock.now_us()? {
+        if object.locked_until_us > locks_us {
             return Err(ObjectError::Kept(format!(
                 "'{name}' is locked and cannot be removed by anyone before the time that `tidemark object list` shows"
             )));
@@ -213,6 +212,7 @@ mod tests {
     use tidemark_proto::ids::{DiskId, Lsn};
 
     use super::*;
+    use crate::clock::now_us;
 
     fn object(name: &str, kind: ObjectKind) -> Object {
         Object {
@@ -261,17 +261,17 @@ mod tests {
         objects.add(object("a", ObjectKind::File)).unwrap();
         let hold = |hold| Change { hold: Some(hold), ..Change::default() };
         objects.change("a", &hold(true)).unwrap();
-        assert!(matches!(objects.remove("a"), Err(ObjectError::Kept(_))));
+        assert!(matches!(objects.remove("a", now_us()), Err(ObjectError::Kept(_))));
         objects.change("a", &hold(false)).unwrap();
         let until = |us| Change { locked_until_us: Some(us), ..Change::default() };
-        let later = crate::clock::now_us() + 3_600_000_000;
+        let later = now_us() + 3_600_000_000;
         objects.change("a", &until(later)).unwrap();
         assert!(matches!(objects.change("a", &until(later - 1)), Err(ObjectError::Kept(_))));
-        assert!(matches!(objects.remove("a"), Err(ObjectError::Kept(_))));
+        assert!(matches!(objects.remove("a", now_us()), Err(ObjectError::Kept(_))));
         // Negative control: a lock that has passed keeps nothing.
         objects.add(object("b", ObjectKind::File)).unwrap();
         objects.change("b", &until(1)).unwrap();
-        objects.remove("b").unwrap();
+        objects.remove("b", now_us()).unwrap();
         assert!(matches!(objects.get("b"), Err(ObjectError::Missing(_))));
     }
 
@@ -281,7 +281,7 @@ mod tests {
         let objects = Objects::open(dir.path()).unwrap();
         objects.add(object("a", ObjectKind::File)).unwrap();
         let reader = objects.get("a").unwrap();
-        objects.remove("a").unwrap();
+        objects.remove("a", now_us()).unwrap();
         assert_eq!(objects.roots().unwrap().len(), 1);
         drop(reader);
         assert_eq!(objects.roots().unwrap().len(), 0);

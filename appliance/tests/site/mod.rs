@@ -117,6 +117,17 @@ impl Site {
         self.appliance = Some(Appliance::start(&self.settings).await.unwrap());
     }
 
+    /// Starts again without the catalog.
+    pub(crate) async fn lose_catalog(&mut self) {
+        self.stop().await;
+        for entry in std::fs::read_dir(&self.settings.data).unwrap().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("catalog.sqlite") {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        self.restart().await;
+    }
+
     pub(crate) async fn stop(&mut self) {
         if let Some(appliance) = self.appliance.take() {
             appliance.shutdown().await;

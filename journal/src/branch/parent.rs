@@ -8,7 +8,7 @@ use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
 use super::BranchPoint;
-use crate::view::{BaseImages, Extent, ExtentKind, View};
+use crate::view::{BaseImages, Extent, View};
 use crate::wire::size;
 
 /// Reads that one view of the parent serves before the next is opened. A view keeps what it reads alive: the index in
@@ -93,13 +93,7 @@ impl BaseImages for ParentView {
         let (offset, bytes) = (sector.saturating_mul(SECTOR_BYTES), sectors.saturating_mul(SECTOR_BYTES));
         let inside = end.saturating_sub(offset).min(bytes);
         let mut extents = if inside > 0 { view.extents(of, offset, inside)? } else { Vec::new() };
-        if inside < bytes {
-            extents.push(Extent {
-                offset: offset.saturating_add(inside),
-                bytes: bytes - inside,
-                kind: ExtentKind::Zero,
-            });
-        }
+        extents.extend(Extent::zeroes_beyond(offset, inside, bytes));
         Ok(extents)
     }
 }

@@ -79,13 +79,7 @@ impl BaseImages for ImageKeeper {
                 Extent { offset: extent.offset, bytes: extent.bytes, kind }
             })
             .collect();
-        if inside < bytes {
-            extents.push(Extent {
-                offset: offset.saturating_add(inside),
-                bytes: bytes - inside,
-                kind: ExtentKind::Zero,
-            });
-        }
+        extents.extend(Extent::zeroes_beyond(offset, inside, bytes));
         Ok(extents)
     }
 }

@@ -48,6 +48,14 @@ pub struct Extent {
     pub kind: ExtentKind,
 }
 
+impl Extent {
+    /// Of `bytes` from `offset` on, those beyond the first `inside`, where a disk or an image has ended: they read as zeroes.
+    pub(crate) fn zeroes_beyond(offset: u64, inside: u64, bytes: u64) -> Option<Self> {
+        let beyond = bytes.checked_sub(inside).filter(|beyond| *beyond > 0)?;
+        Some(Self { offset: offset.saturating_add(inside), bytes: beyond, kind: ExtentKind::Zero })
+    }
+}
+
 /// What an extent holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExtentKind {

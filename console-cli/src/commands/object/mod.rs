@@ -11,6 +11,7 @@ use tidemark_proto::v1::{
 };
 use tonic::{Code, Status};
 
+use super::proof::hex;
 use crate::appliance::{ObjectsClient, refused};
 use crate::cli::{ListArguments, ObjectCommand, SetArguments};
 use crate::output::{self, Table};
@@ -54,10 +55,6 @@ async fn pause(tries: u32) {
 
 fn tags(given: Vec<(String, String)>) -> Vec<ObjectTag> {
     given.into_iter().map(|(key, value)| ObjectTag { key, value }).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn to_json(object: &ObjectInfo) -> Value {
