@@ -1,5 +1,6 @@
 //! The connection to the appliance.
 
+use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -110,18 +111,22 @@ pub(crate) async fn channel(context: &Context) -> Result<Channel> {
 }
 
 /// The innermost cause is the one that tells something ("connection refused", "invalid peer certificate").
-fn innermost(error: &dyn std::error::Error) -> String {
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    cause.to_string()
+    cause
 }
 
-fn unreachable(address: &str, error: &dyn std::error::Error) -> anyhow::Error {
+fn unreachable(address: &str, error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
     let cause = innermost(error);
-    let lower = cause.to_lowercase();
-    if lower.contains("certificate") || lower.contains("tls") || lower.contains("handshake") {
+    // A peer that is killed in the middle of a handshake has said nothing about trust.
+    let ended = cause.downcast_ref::<io::Error>().is_some_and(|error| {
+        matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+    });
+    let lower = cause.to_string().to_lowercase();
+    if !ended && (lower.contains("certificate") || lower.contains("tls") || lower.contains("handshake")) {
         anyhow!(
             "the appliance at {address} and this context do not trust each other ({cause}): \
              copy its admin.context again, or have your certificate renewed"
@@ -140,7 +145,7 @@ pub(crate) fn refused(status: &Status) -> anyhow::Error {
         // With a cause it is the transport's own; without one the appliance says so.
         Code::Unavailable if std::error::Error::source(status).is_some() || said.is_empty() => anyhow!(
             "the connection to the appliance broke ({}): check that it runs, then try again",
-            std::error::Error::source(status).map_or(said, innermost)
+            std::error::Error::source(status).map_or(said, |error| innermost(error).to_string())
         ),
         Code::Unimplemented => anyhow!("the appliance does not know this command: upgrade the appliance"),
         Code::PermissionDenied | Code::Unauthenticated if said.is_empty() => {
@@ -157,6 +162,14 @@ pub(crate) fn refused(status: &Status) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handshake_that_ends_early_says_nothing_about_trust() {
+        let ended = io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof");
+        assert!(unreachable("a:1", &ended).to_string().starts_with("cannot reach"));
+        let refused = io::Error::new(io::ErrorKind::InvalidData, "received fatal alert: HandshakeFailure");
+        assert!(unreachable("a:1", &refused).to_string().contains("do not trust each other"));
+    }
 
     #[test]
     fn refusals_are_one_line() {

@@ -59,12 +59,16 @@ fn put_in_background(site: &Site, arguments: &[&str]) -> std::process::Child {
         .unwrap()
 }
 
-/// Waits until the upload of `child` has filled another pack: it is in its middle, however slow the machine is.
-fn wait_for_a_pack(site: &Site, child: &mut std::process::Child) {
-    let packs = || fs::read_dir(site.data().join("store/packs")).unwrap().count();
-    let before = packs();
-    while packs() == before && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(Duration::from_millis(5));
+/// Waits until `child` is in the middle of its upload, however slow the machine is: it reads the file only for an
+/// appliance that has told it where to begin, and a few messages ahead of the network at most.
+fn wait_for_the_middle(child: &mut std::process::Child) {
+    let read_bytes = |pid: u32| -> Option<usize> {
+        let counters = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        counters.lines().find_map(|line| line.strip_prefix("rchar: ")).and_then(|count| count.parse().ok())
+    };
+    while read_bytes(child.id()).is_some_and(|bytes| bytes < 24 * MIB) {
+        assert!(child.try_wait().unwrap().is_none(), "the upload ended before its middle");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -146,14 +150,15 @@ fn interrupted_uploads_show_nothing_and_go_on() {
     let file = write(&site, "big", &content);
     // The command dies: nothing is seen, and the next one goes on.
     let mut killed = put_in_background(&site, &[text(&file)]);
-    wait_for_a_pack(&site, &mut killed);
+    wait_for_the_middle(&mut killed);
     killed.kill().unwrap();
     killed.wait().unwrap();
     assert_eq!(names(&site), Vec::<String>::new());
     // The appliance dies under the command, which goes on by itself when it is back.
     let mut running = put_in_background(&site, &[text(&file)]);
-    wait_for_a_pack(&site, &mut running);
+    wait_for_the_middle(&mut running);
     site.kill_appliance().unwrap();
+    assert!(running.try_wait().unwrap().is_none(), "it goes on by itself");
     site.start_appliance().unwrap();
     assert!(names(&site).len() <= 1);
     let output = running.wait_with_output().unwrap();

@@ -8,6 +8,7 @@ pub use mutual::mutual;
 pub use pinned::pinned;
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 /// How long a connection may take. Beyond it the appliance counts as unreachable and the splitter tries again.
@@ -46,15 +47,19 @@ pub enum TransportError {
 
 impl TransportError {
     /// Sorts the transport's error by its innermost cause, the only one that tells something.
-    fn from_transport(address: &str, error: &dyn Error) -> Self {
+    fn from_transport(address: &str, error: &(dyn Error + 'static)) -> Self {
         let mut cause = error;
         while let Some(next) = cause.source() {
             cause = next;
         }
+        // A peer that is killed in the middle of a handshake has said nothing about trust.
+        let ended = cause.downcast_ref::<io::Error>().is_some_and(|error| {
+            matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset)
+        });
         let cause = cause.to_string();
         let address = address.to_owned();
         let lower = cause.to_lowercase();
-        if lower.contains("certificate") || lower.contains("tls") || lower.contains("handshake") {
+        if !ended && (lower.contains("certificate") || lower.contains("tls") || lower.contains("handshake")) {
             Self::Untrusted { address, cause }
         } else {
             Self::Unreachable { address, cause }
