@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidemark_journal::retention::{
-    Advanced, Due, FoldError, ImageKeeper, Policy, Pressure, Terms, advance, due,
+    Advanced, Due, FoldError, ImageKeeper, Policy, Pressure, Terms, advance, due, step_bytes,
 };
 use tidemark_journal::store::ChunkStore;
 use tidemark_proto::v1::Alarm;
@@ -29,11 +29,7 @@ const INTERVAL: Duration = Duration::from_secs(30);
 /// Between looks while space is short: a stream at 100 MB/s writes half a gigabyte meanwhile.
 const INTERVAL_SHORT: Duration = Duration::from_secs(5);
 
-/// Sealed log beyond the window that is worth a fold: each fold rewrites inner nodes of trees and tables, so few large
-/// ones cost less than many small ones.
-const FOLD_BYTES: u64 = 256 << 20;
-
-/// Less than that is folded once it is older than the window by this part of it.
+/// Less than a step is folded once it is older than the window by this part of it.
 const FOLD_LATE_DIVISOR: u64 = 8;
 
 /// Between collections. What they free waits no longer than that for it, unless space is short.
@@ -226,7 +222,14 @@ impl Retention {
             return Ok(None);
         }
         let now = self.now();
-        let terms = Terms { policy: *policy, now_us: now.windows_us, lock_now_us: now.locks_us, pressure };
+        let log_bytes = journal.log_parts().iter().map(|part| part.bytes).sum();
+        let terms = Terms {
+            policy: *policy,
+            now_us: now.windows_us,
+            lock_now_us: now.locks_us,
+            pressure,
+            step_bytes: step_bytes(log_bytes, core.space.borrow().free_bytes),
+        };
         let mut pacer = Pacer::new(core, vm, &journal);
         let store: &Arc<ChunkStore> = core.images.store();
         let advanced = due(&journal, &terms).and_then(|due| {
@@ -302,5 +305,5 @@ fn is_worth_it(due: &Due, terms: &Terms) -> bool {
     let late = due.foldable_since_us.is_some_and(|since| {
         terms.pressure == Pressure::Shorten || terms.now_us.saturating_sub(since) >= patience
     });
-    !due.plan.stops.is_empty() || !due.plan.drop.is_empty() || due.foldable_bytes >= FOLD_BYTES || late
+    !due.plan.stops.is_empty() || !due.plan.drop.is_empty() || due.foldable_bytes >= terms.step_bytes || late
 }

@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::Target;
+use super::direct::DirectFile;
 use super::marker::Identity;
 use super::writeback;
 
@@ -36,7 +37,7 @@ mod ioctls {
 #[derive(Debug)]
 pub(crate) struct DeviceTarget {
     path: PathBuf,
-    file: File,
+    file: DirectFile,
     size_bytes: u64,
     head: Mutex<Vec<u8>>,
 }
@@ -74,6 +75,7 @@ impl DeviceTarget {
         file.write_all_at(&note, 0)
             .and_then(|()| file.sync_all())
             .with_context(|| format!("mark {shown} as incomplete"))?;
+        let file = DirectFile::new(file);
         Ok(Self { path: path.to_owned(), file, size_bytes, head: Mutex::new(vec![0; head_bytes]) })
     }
 
@@ -125,7 +127,7 @@ impl Target for DeviceTarget {
         self.write_literal_zeroes(start, aligned_start - start)?;
         let range = [aligned_start, aligned_end - aligned_start];
         // SAFETY: the file is an open block device and BLKZEROOUT reads the two u64 of the range.
-        match unsafe { ioctls::zero_out(self.file.as_raw_fd(), &raw const range) } {
+        match unsafe { ioctls::zero_out(self.file.file().as_raw_fd(), &raw const range) } {
             Ok(_) => {}
             Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EINVAL) => {
                 self.write_literal_zeroes(aligned_start, aligned_end - aligned_start)?;
@@ -136,24 +138,24 @@ impl Target for DeviceTarget {
     }
 
     fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
-        writeback::start(&self.file, offset, length)
+        writeback::start(self.file.file(), offset, length)
     }
 
     fn checkpoint(&self, _done_bytes: u64) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("make {} durable", self.path.display()))
+        self.file.file().sync_data().with_context(|| format!("make {} durable", self.path.display()))
     }
 
     fn finish(&self) -> Result<()> {
         let shown = self.path.display();
-        self.file.sync_all().with_context(|| format!("make {shown} durable"))?;
+        self.file.file().sync_all().with_context(|| format!("make {shown} durable"))?;
         let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
         self.file
             .write_all_at(&head, 0)
-            .and_then(|()| self.file.sync_all())
+            .and_then(|()| self.file.file().sync_all())
             .with_context(|| format!("write the first megabyte of {shown}"))?;
         // SAFETY: the file is an open block device; BLKRRPART takes no argument. Devices without partitions refuse it,
         // and nothing depends on the answer.
-        let _ = unsafe { ioctls::reread_partitions(self.file.as_raw_fd()) };
+        let _ = unsafe { ioctls::reread_partitions(self.file.file().as_raw_fd()) };
         Ok(())
     }
 }

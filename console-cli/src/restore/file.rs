@@ -2,13 +2,14 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::Target;
+use super::direct::DirectFile;
 use super::marker::{Identity, Marker};
 use super::writeback;
 use crate::zeroes::all_zero;
@@ -20,7 +21,7 @@ const HOLE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct FileTarget {
     path: PathBuf,
-    file: File,
+    file: DirectFile,
     marker: Marker,
     done_bytes: AtomicU64,
 }
@@ -58,6 +59,7 @@ impl FileTarget {
         file.set_len(done_bytes)
             .and_then(|()| file.set_len(size_bytes))
             .with_context(|| format!("make {shown} {size_bytes} bytes long"))?;
+        let file = DirectFile::new(file);
         Ok(Self { path: path.to_owned(), file, marker, done_bytes: done_bytes.into() })
     }
 }
@@ -88,11 +90,11 @@ impl Target for FileTarget {
     }
 
     fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
-        writeback::start(&self.file, offset, length)
+        writeback::start(self.file.file(), offset, length)
     }
 
     fn checkpoint(&self, done_bytes: u64) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("make {} durable", self.path.display()))?;
+        self.file.file().sync_data().with_context(|| format!("make {} durable", self.path.display()))?;
         self.marker.write(done_bytes).with_context(|| format!("write {}", self.marker.path().display()))?;
         self.done_bytes.store(done_bytes, Ordering::Relaxed);
         Ok(())
@@ -100,8 +102,8 @@ impl Target for FileTarget {
 
     fn finish(&self) -> Result<()> {
         let shown = self.path.display();
-        self.file.sync_all().with_context(|| format!("make {shown} durable"))?;
-        let length = self.file.metadata().with_context(|| format!("look at {shown}"))?.len();
+        self.file.file().sync_all().with_context(|| format!("make {shown} durable"))?;
+        let length = self.file.file().metadata().with_context(|| format!("look at {shown}"))?.len();
         let expected = self.marker.identity().size_bytes;
         if length != expected {
             bail!(

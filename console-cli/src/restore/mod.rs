@@ -5,6 +5,7 @@
 
 mod copy;
 mod device;
+mod direct;
 mod file;
 mod marker;
 mod writeback;

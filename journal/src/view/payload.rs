@@ -18,6 +18,9 @@ use crate::wire::size;
 
 const PIECE: u64 = CHECKSUM_PIECE_BYTES as u64;
 
+/// Bytes of encrypted payload that are read at once: whole pieces, few enough for a processor's cache.
+const WINDOW_BYTES: usize = 16 * CHECKSUM_PIECE_BYTES;
+
 /// Where bytes lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bytes {
@@ -104,15 +107,20 @@ impl Frame {
         let Some((cipher, (_, seal))) = self.cipher.as_ref().zip(self.cover.seal.as_ref()) else {
             return self.stored(first, from, out);
         };
-        let mut stored = vec![0; out.len()];
-        self.stored(first, from, &mut stored)?;
-        let tags = seal.tags.iter().skip(size(first));
-        let pieces = stored.chunks(CHECKSUM_PIECE_BYTES).zip(out.chunks_mut(CHECKSUM_PIECE_BYTES));
-        for (number, ((stored, out), tag)) in (first..).zip(pieces.zip(tags)) {
-            let opened = u32::try_from(number).ok().and_then(|number| cipher.open(number, tag, stored, out));
-            if opened.is_none() {
-                let problem = "it does not open with its data key";
-                return Err(self.damage(number * PIECE, stored.len() as u64, problem));
+        // Window by window: what is stored stays in the processor's cache between its checksum and its opening.
+        let mut stored = vec![0; out.len().min(WINDOW_BYTES)];
+        for (window, out) in (0_u64..).zip(out.chunks_mut(WINDOW_BYTES)) {
+            let stored = stored.get_mut(..out.len()).unwrap_or_default();
+            let skipped = window * WINDOW_BYTES as u64;
+            let first = first + skipped / PIECE;
+            self.stored(first, from + skipped, stored)?;
+            let pieces = stored.chunks(CHECKSUM_PIECE_BYTES).zip(out.chunks_mut(CHECKSUM_PIECE_BYTES));
+            for (number, (stored, out)) in (first..).zip(pieces) {
+                let tag = seal.tags.get(size(number)).zip(u32::try_from(number).ok());
+                if tag.and_then(|(tag, number)| cipher.open(number, tag, stored, out)).is_none() {
+                    let problem = "it does not open with its data key";
+                    return Err(self.damage(number * PIECE, stored.len() as u64, problem));
+                }
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use super::super::{Goal, Table};
 use super::Sizes;
-use super::stream::{MIB, Stream, as_f64, quantile, sorted};
+use super::stream::{Kind, MIB, Stream, as_f64, quantile, sorted};
 
 /// As the appliance commits: see `COMMIT_TICK_MS` and `COMMIT_PARALLEL` there.
 const TICK: Duration = Duration::from_millis(10);
@@ -71,7 +71,8 @@ pub(super) fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result
             let sinks = (0..*vms)
                 .map(|vm| {
                     let folder = folder.path().join(vm.to_string());
-                    Ok(Box::new(Stream::create(&folder, 1 << 40, WRITE_BYTES, FRAME_BYTES)?) as Box<dyn Sink>)
+                    Ok(Box::new(Stream::create(&folder, 1 << 40, WRITE_BYTES, FRAME_BYTES, Kind::Encrypted)?)
+                        as Box<dyn Sink>)
                 })
                 .collect::<Result<Vec<_>>>()?;
             run(sinks, sizes.ingest_bytes)?
@@ -86,8 +87,13 @@ pub(super) fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result
     }
     let folder = tempfile::tempdir_in(folder)?;
     let mut plain = plain(folder.path(), 1, WRITE_BYTES)?;
-    let mut journal: Vec<Box<dyn Sink>> =
-        vec![Box::new(Stream::create(&folder.path().join("journal"), 1 << 40, WRITE_BYTES, WRITE_BYTES)?)];
+    let mut journal: Vec<Box<dyn Sink>> = vec![Box::new(Stream::create(
+        &folder.path().join("journal"),
+        1 << 40,
+        WRITE_BYTES,
+        WRITE_BYTES,
+        Kind::Encrypted,
+    )?)];
     let (plain, journal) = (each_waited_for(&mut plain)?, each_waited_for(&mut journal)?);
     for (what, share) in [("p50", 0.5), ("p99", 0.99)] {
         let baseline = Some(("plain file", quantile(&plain, share)? * 1e6));

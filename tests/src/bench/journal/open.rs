@@ -10,7 +10,7 @@ use tidemark_proto::limits::SECTOR_BYTES;
 
 use super::super::{Goal, Table, resident_bytes};
 use super::Sizes;
-use super::stream::{MIB, Stream, as_f64, quantile, sorted};
+use super::stream::{Kind, MIB, Stream, as_f64, quantile, sorted};
 
 const DISK_BYTES: u64 = 1 << 40;
 
@@ -31,6 +31,7 @@ pub(super) fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result
         DISK_BYTES,
         SECTOR_BYTES,
         FRAME_WRITES * SECTOR_BYTES,
+        Kind::Encrypted,
     )?;
     // A tenth of the history first: what costs O(history) shows in the ratio.
     let (mut short, mut written) = (None, 0);

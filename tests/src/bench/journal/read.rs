@@ -11,7 +11,7 @@ use tidemark_proto::ids::{DiskId, Lsn};
 
 use super::super::{Goal, Table, folder_bytes};
 use super::Sizes;
-use super::stream::{MIB, Stream, as_f64};
+use super::stream::{Kind, MIB, Stream, as_f64};
 
 const WRITE_BYTES: u64 = 4096;
 
@@ -23,7 +23,7 @@ pub(super) fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result
     // Each block is written some four times.
     let disk_bytes = sizes.read_bytes / 4;
     let path = folder.path().join("journal");
-    let mut stream = Stream::create(&path, disk_bytes, WRITE_BYTES, MIB)?;
+    let mut stream = Stream::create(&path, disk_bytes, WRITE_BYTES, MIB, Kind::Encrypted)?;
     let frames = sizes.read_bytes / MIB;
     for frame in 0..frames {
         stream.write()?;

@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use tidemark_journal::attest::{Signer, SigningKey};
 use tidemark_journal::frame::{Body, Entry, EntryKind, Frame};
 use tidemark_journal::storage::OsStorage;
-use tidemark_journal::{DiskRecord, Journal, Options, Position};
+use tidemark_journal::store::MasterKey;
+use tidemark_journal::{DiskRecord, Encryption, Journal, Options, Position};
 use tidemark_proto::ids::{DiskId, VmId};
 use tidemark_proto::limits::SECTOR_BYTES;
 
@@ -20,6 +22,15 @@ const DISK: DiskId = DiskId(1);
 #[expect(clippy::cast_precision_loss, reason = "a figure to be shown")]
 pub const fn as_f64(value: u64) -> f64 {
     value as f64
+}
+
+/// What is written into the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// As the appliance does: encrypted and signed.
+    Encrypted,
+    /// As it is, signed: for comparison.
+    Plain,
 }
 
 /// One VM with one disk that is written at random.
@@ -36,9 +47,20 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A journal in `folder` for a disk of `disk_bytes`. Each frame has `frame_bytes` in writes of `write_bytes`.
-    pub(super) fn create(folder: &Path, disk_bytes: u64, write_bytes: u64, frame_bytes: u64) -> Result<Self> {
+    pub(super) fn create(
+        folder: &Path,
+        disk_bytes: u64,
+        write_bytes: u64,
+        frame_bytes: u64,
+        kind: Kind,
+    ) -> Result<Self> {
         let storage = Arc::new(OsStorage::create(folder)?);
-        let options = Options { key: [7; 32], ..Options::default() };
+        let signer: Arc<dyn Signer> = Arc::new(SigningKey::from_seed(&[5; 32])?);
+        let encryption = match kind {
+            Kind::Encrypted => Some(Encryption { master: MasterKey::from_bytes(&[9; 32])?, seed: [3; 32] }),
+            Kind::Plain => None,
+        };
+        let options = Options { key: [7; 32], signer: Some(signer), encryption, ..Options::default() };
         let journal = Journal::create(storage, VmId(uuid_of(folder)), options)?;
         let identity = "bench".to_owned();
         journal.put_disk(DiskRecord { id: DISK, identity, path: String::new(), size_bytes: disk_bytes })?;
