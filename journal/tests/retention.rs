@@ -1,251 +1,28 @@
-//! Retention with its real parts: a journal, a chunk store, and crashes at any step of folds, snapshots and collections.
+//! Retention with its real parts: a journal, a chunk store, clones, and crashes at any step of ingest, folds, snapshots,
+//! clones and collections.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests state what must hold")]
 
 mod store_support;
 mod support;
+mod world;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use store_support::{DOMAIN, Random, create, large, try_open};
-use support::{BaseRule, DISK_SECTORS, Model, SECTOR, Stream, difference, entry, journal, reopen};
-use tidemark_journal::frame::EntryKind;
+use store_support::{DOMAIN, large};
+use support::{BaseRule, DISK_SECTORS, Model, SECTOR};
 use tidemark_journal::image::{Image, mark};
-use tidemark_journal::retention::{
-    FoldError, ImageKeeper, Policy, Pressure, Schedule, Terms, advance, mark_images,
-};
-use tidemark_journal::storage::{Faults, SimStorage};
-use tidemark_journal::store::{ChunkStore, CollectionReport, StoreError, SweepOptions};
+use tidemark_journal::retention::{Policy, Schedule, advance};
+use tidemark_journal::storage::Faults;
+use tidemark_journal::store::SweepOptions;
 use tidemark_journal::view::ExtentKind;
-use tidemark_journal::{Journal, Pin, PinKind, RetentionError, SyncError, verify};
+use tidemark_journal::{Pin, PinKind, RetentionError};
 use tidemark_proto::ids::{DiskId, Lsn};
+use world::{Counts, HOUR, Life, World, collect};
 
-const SEGMENT_BYTES: u64 = 3000;
-const PACK: usize = 16 << 10;
-const MINUTE: u64 = 60_000_000;
-const HOUR: u64 = 60 * MINUTE;
-const START: u64 = 1_795_810_500_000_000;
-
-/// A VM with its disks; what the test knows of it survives every crash.
-struct World {
-    log: SimStorage,
-    packs: SimStorage,
-    stream: Stream,
-    random: Random,
-    now_us: u64,
-    lives: u8,
-    /// Held bookmarks, by pin.
-    held: BTreeMap<String, u64>,
-    policy: Policy,
-}
-
-/// What a process has open.
-struct Life {
-    journal: Journal,
-    store: Arc<ChunkStore>,
-}
-
-impl World {
-    fn new(seed: u64) -> Self {
-        let (log, packs) = (SimStorage::new(seed), SimStorage::new(seed + 1));
-        let policy = Policy {
-            window_us: 5 * HOUR,
-            window_min_us: HOUR,
-            window_bytes: None,
-            schedule: Schedule { hourly: 3, daily: 2, weekly: 1, ..Schedule::default() },
-            lock_us: 0,
-        };
-        let mut world = Self {
-            log,
-            packs,
-            stream: Stream::default(),
-            random: Random(seed),
-            now_us: START,
-            lives: 1,
-            held: BTreeMap::new(),
-            policy,
-        };
-        let journal = journal(&world.log, SEGMENT_BYTES);
-        drop(create(&world.packs, PACK));
-        let frames = [
-            world.stream.line_start(&[1, 2], 0),
-            world.stream.base(1, vec![entry(1, EntryKind::Data, 0, 60)], 1),
-            world.stream.line_end(&[1, 2]),
-            world.stream.heartbeat(true),
-        ];
-        for frame in frames {
-            world.append(&journal, frame);
-        }
-        world
-    }
-
-    /// At its own time: the stream's clock is of another test.
-    fn append(&mut self, journal: &Journal, mut frame: support::Owned) -> bool {
-        frame.time_us = self.now_us;
-        self.stream.frames.last_mut().unwrap().time_us = self.now_us;
-        frame.append(journal).is_ok()
-    }
-
-    fn open(&mut self) -> Life {
-        self.lives += 1;
-        let journal = reopen(&self.log, SEGMENT_BYTES);
-        let (store, report) = try_open(&self.packs, self.lives, PACK).unwrap();
-        assert_eq!(report.unreadable, []);
-        journal.set_images(Arc::new(ImageKeeper::new(Arc::clone(&store))));
-        Life { journal, store }
-    }
-
-    fn terms(&self) -> Terms {
-        Terms { policy: self.policy, now_us: self.now_us, lock_now_us: self.now_us, pressure: Pressure::None }
-    }
-
-    /// Some writes, now and then a gap, and a heartbeat; false when the disk failed.
-    fn ingest(&mut self, life: &Life) -> bool {
-        for _ in 0..1 + self.random.below(6) {
-            self.now_us += self.random.below(40) * MINUTE;
-            let seed = self.random.next() >> 32;
-            let start = usize::try_from(self.random.below(280)).unwrap();
-            let kind = if self.random.below(6) == 0 { EntryKind::Discard } else { EntryKind::Data };
-            let disk = 1 + u32::try_from(self.random.below(2)).unwrap();
-            let write = self.stream.writes(vec![entry(disk, kind, start, 1 + start % 17)], seed);
-            if !self.append(&life.journal, write) {
-                return false;
-            }
-        }
-        if self.random.below(5) == 0 {
-            let line = self.stream.position.lsn.0 + 1;
-            let frame = self.stream.line_start(&[1], 0);
-            let begun = self.append(&life.journal, frame);
-            self.now_us += MINUTE;
-            let frame = self.stream.base(line, vec![entry(1, EntryKind::Data, 20, 9)], line);
-            let read = begun && self.append(&life.journal, frame);
-            let frame = self.stream.line_end(&[1]);
-            if !(read && self.append(&life.journal, frame)) {
-                return false;
-            }
-        }
-        let frame = self.stream.heartbeat(true);
-        self.append(&life.journal, frame)
-            && life.journal.sync().is_ok()
-            && (self.random.below(2) == 0 || life.journal.maintain().is_ok())
-    }
-
-    /// Anything that retention is made of; an error is the machine's.
-    fn act(&mut self, life: &Life) -> Result<(), String> {
-        match self.random.below(10) {
-            0..4 => self.ingest(life).then_some(()).ok_or_else(|| "ingest".to_owned()),
-            4..8 => advance(&life.journal, &life.store, DOMAIN, &self.terms(), &mut |_| true)
-                .map(|_| ())
-                .map_err(of_the_machine),
-            8 => self.hold(life).map_err(of_the_machine),
-            _ => collect(life, 100).map(|_| ()).map_err(|error| of_the_machine(error.into())),
-        }
-    }
-
-    /// Sets or releases a hold at the newest point.
-    fn hold(&mut self, life: &Life) -> Result<(), FoldError> {
-        if self.random.below(3) == 0
-            && let Some(name) = self.held.keys().next().cloned()
-        {
-            // Whether a crash leaves it set is open, so it is not expected any more from here on.
-            self.held.remove(&name);
-            return Ok(life.journal.revoke_pin(&name, self.now_us)?);
-        }
-        let timeline = life.journal.timeline();
-        let Some(horizon) = timeline.horizon() else { return Ok(()) };
-        if timeline.check(horizon.lsn, &[]).is_ok() {
-            let name = format!("hold-{}", horizon.lsn);
-            let pin = Pin { name: name.clone(), kind: PinKind::Bookmark, lsn: horizon.lsn, until_us: None };
-            life.journal.put_pin(pin, self.now_us)?;
-            self.held.insert(name, horizon.lsn.0);
-        }
-        Ok(())
-    }
-
-    /// The machine stops; what was not synced may be lost.
-    fn crash(&mut self, life: Life) {
-        self.log.crash();
-        self.packs.crash();
-        drop(life);
-        let life = self.open();
-        let position = life.journal.durable();
-        self.stream.rewind(position);
-    }
-
-    /// What is wrong with what can be recovered, if anything.
-    fn wrong(&mut self, life: &Life) -> Option<String> {
-        let model = Model::of(&self.stream.frames, BaseRule::AtLine);
-        let last = self.stream.position.lsn.0;
-        let base = life.journal.base().map_or(1, |(lsn, _)| lsn.0);
-        let some: Vec<u64> =
-            (0..12).map(|_| base + self.random.below(last.saturating_sub(base) + 1)).collect();
-        if let Some(wrong) = difference(&life.journal, &model, some.into_iter().chain([base, last])) {
-            return Some(wrong);
-        }
-        let kept: Vec<u64> = life.journal.snapshots().iter().map(|kept| kept.lsn.0).collect();
-        if let Some(wrong) = difference(&life.journal, &model, kept.iter().copied()) {
-            return Some(format!("a snapshot: {wrong}"));
-        }
-        let held = self.held.values().copied().filter(|lsn| *lsn < base);
-        if let Some(lost) = held.filter(|lsn| !kept.contains(lsn)).min() {
-            return Some(format!("the held point {lost} is lost"));
-        }
-        let between = (1..base).find(|lsn| !kept.contains(lsn) && life.journal.view(Lsn(*lsn)).is_ok());
-        between.map(|lsn| format!("{lsn} is offered below the base {base}"))
-    }
-
-    /// What is left over once everything that is due was done.
-    fn leaks(&mut self, life: &Life) -> Option<String> {
-        advance(&life.journal, &life.store, DOMAIN, &self.terms(), &mut |_| true).unwrap();
-        // Small packs of what is alive are merged first.
-        for _ in 0..3 {
-            collect(life, 100).unwrap();
-        }
-        let again = collect(life, 100).unwrap();
-        if (again.dropped_packs, again.repacked_packs) != (0, 0) {
-            return Some(format!("the store: {again:?}"));
-        }
-        let mut report = verify(&self.log).unwrap();
-        // What an append had begun when the machine stopped: nobody's to remove.
-        report.unlisted.retain(|name| !name.starts_with("aside-"));
-        let segments = life.journal.log_parts();
-        let base = life.journal.base().map_or(Lsn::ZERO, |(lsn, _)| lsn);
-        let folded = segments.iter().filter(|part| part.sealed && part.last_lsn <= base).count();
-        if !report.damage.is_empty() || !report.unlisted.is_empty() || folded > 1 {
-            return Some(format!("the journal: {folded} folded segments, {report:?}"));
-        }
-        None
-    }
-}
-
-/// Only a machine that stops may make these fail.
-fn of_the_machine(error: FoldError) -> String {
-    let text = error.to_string();
-    let sound = match error {
-        FoldError::Sync(SyncError::Failed(_) | SyncError::Poisoned) | FoldError::Image(_) => true,
-        FoldError::View(_) => text.contains("halted"),
-        FoldError::Retention(error) => matches!(error, RetentionError::Write(_) | RetentionError::Read(_)),
-        _ => false,
-    };
-    assert!(sound, "{text}");
-    assert!(!text.contains("is not in the store") && !text.contains("missing"), "{text}");
-    text
-}
-
-fn collect(life: &Life, fill_percent: u64) -> Result<CollectionReport, StoreError> {
-    let gc = life.store.begin_gc()?;
-    let missing =
-        mark_images(&life.store, &life.journal, &gc).map_err(|error| StoreError::Index(error.to_string()))?;
-    assert_eq!(missing, 0, "roots reach what is lost");
-    gc.sweep(SweepOptions { fill_percent, ..SweepOptions::default() })
-}
-
-/// Lives that end at a random step. How many did.
-fn run(seed: u64, lives: usize) -> usize {
+/// Lives that end at a random step. How many did, and what was done.
+fn run(seed: u64, lives: usize) -> (usize, Counts) {
     let mut world = World::new(seed);
     let mut crashes = 0;
     for life_number in 0..lives {
-        let life = world.open();
+        let mut life = world.open();
         world.stream.rewind(life.journal.durable());
         assert_eq!(world.wrong(&life), None, "seed {seed}, life {life_number}");
         let halt = Faults { halt_after: Some(world.random.below(400)), ..Faults::default() };
@@ -254,11 +31,15 @@ fn run(seed: u64, lives: usize) -> usize {
             world.log.set_faults(halt.clone());
         }
         if packs {
-            world.packs.set_faults(halt);
+            world.packs.set_faults(halt.clone());
         }
-        crashes += usize::from((0..14).any(|_| world.act(&life).is_err()));
+        if world.random.below(3) == 0 {
+            world.clones.set_faults(&halt);
+        }
+        crashes += usize::from((0..24).any(|_| world.act(&mut life).is_err()));
         world.log.set_faults(Faults::default());
         world.packs.set_faults(Faults::default());
+        world.clones.set_faults(&Faults::default());
         world.crash(life);
     }
     let life = world.open();
@@ -266,14 +47,20 @@ fn run(seed: u64, lives: usize) -> usize {
     assert_eq!(world.wrong(&life), None, "seed {seed}, at the end");
     assert_eq!(world.leaks(&life), None, "seed {seed}");
     assert_eq!(world.wrong(&life), None, "seed {seed}, after the last collection");
-    crashes
+    (crashes, world.counts)
 }
 
 #[test]
 fn kills_at_any_step_lose_no_reachable_point_and_leak_no_space() {
-    let (seeds, lives) = if large() { (60, 40) } else { (4, 15) };
-    let crashes: usize = (0..seeds).map(|seed| run(seed, lives)).sum();
-    println!("{crashes} lives ended within an operation");
+    let (seeds, lives) = if large() { (800, 100) } else { (4, 15) };
+    let (mut crashes, mut counts) = (0, Counts::default());
+    for seed in 0..seeds {
+        let (ended, done) = run(seed, lives);
+        crashes += ended;
+        counts.operations += done.operations;
+        counts.points += done.points;
+    }
+    println!("{crashes} lives ended within an operation; {counts:?}");
     assert!(crashes > lives * usize::try_from(seeds).unwrap() / 3, "{crashes} crashes");
 }
 
