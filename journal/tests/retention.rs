@@ -52,7 +52,7 @@ fn run(seed: u64, lives: usize) -> (usize, Counts) {
 
 #[test]
 fn kills_at_any_step_lose_no_reachable_point_and_leak_no_space() {
-    let (seeds, lives) = if large() { (800, 100) } else { (4, 15) };
+    let (seeds, lives) = if large() { (300, 100) } else { (4, 15) };
     let (mut crashes, mut counts) = (0, Counts::default());
     for seed in 0..seeds {
         let (ended, done) = run(seed, lives);

@@ -12,7 +12,8 @@ use crate::view::{BaseImages, Extent, View};
 use crate::wire::size;
 
 /// Reads that one view of the parent serves before the next is opened. A view keeps what it reads alive: the index in
-/// memory of segments that have one on disk by now, files that nothing else needs any more.
+/// memory of segments that have one on disk by now, files that nothing else needs any more. See
+/// [`BaseImages::let_go`] for one that is not read.
 const READS_PER_VIEW: u32 = 4096;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -95,5 +96,9 @@ impl BaseImages for ParentView {
         let mut extents = if inside > 0 { view.extents(of, offset, inside)? } else { Vec::new() };
         extents.extend(Extent::zeroes_beyond(offset, inside, bytes));
         Ok(extents)
+    }
+
+    fn let_go(&self) {
+        *self.view.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }

@@ -83,6 +83,12 @@ impl Journal {
         self.source.set_images(images);
     }
 
+    /// Lets go of what is kept of the parent's files for the next read below a branch. Until then the parent cannot
+    /// remove them, folded or not: whoever folds a parent calls this on its branches.
+    pub fn let_go_below(&self) {
+        self.source.let_go_below();
+    }
+
     /// LSN of the images below the log, and what they are to their keeper, by disk.
     #[must_use]
     pub fn base(&self) -> Option<(Lsn, ImageNames)> {

@@ -37,4 +37,8 @@ pub trait BaseImages: Debug + Send + Sync {
         let offset = sector.saturating_mul(SECTOR_BYTES);
         Ok(vec![Extent { offset, bytes: sectors.saturating_mul(SECTOR_BYTES), kind: ExtentKind::Data }])
     }
+
+    /// Lets go of whatever is kept for the next read and keeps files of a journal from being removed. The next read
+    /// finds it anew.
+    fn let_go(&self) {}
 }

@@ -67,6 +67,14 @@ impl Source {
         *self.images.write().unwrap_or_else(PoisonError::into_inner) = Some(images);
     }
 
+    /// Images are looked for anew at the next read.
+    pub(crate) fn let_go_below(&self) {
+        let images = self.images.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(images) = images {
+            images.let_go();
+        }
+    }
+
     /// Reads an image below the log.
     pub(super) fn read_image(
         &self,

@@ -231,6 +231,9 @@ impl World {
     /// What is left over once everything that is due was done.
     pub(crate) fn leaks(&mut self, life: &Life) -> Option<String> {
         advance(&life.journal, &life.store, DOMAIN, &self.terms(), &mut |_| true).unwrap();
+        // Clones that were read keep files of what they were read from.
+        life.clones.values().for_each(|clone| clone.let_go_below());
+        life.journal.drop_folded().unwrap();
         // Small packs of what is alive are merged first.
         for _ in 0..3 {
             collect(life, 100).unwrap();
