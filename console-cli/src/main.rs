@@ -5,6 +5,8 @@ mod appliance;
 mod cli;
 mod commands;
 mod context;
+mod ext4;
+mod files;
 mod fuse;
 mod moment;
 mod output;

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_proto::ids::DiskId;
 
 use super::clone::CloneCommand;
+use super::files::FilesCommand;
 use super::history::DiffArguments;
 use super::object::ObjectCommand;
 use super::retention::{HoldArguments, PolicyCommand};
@@ -61,6 +62,14 @@ pub(crate) enum Command {
         Reads what was written between the points, not the disks; a range rewritten with what it held is left out. \
         A gap between the points is no obstacle.")]
     Diff(DiffArguments),
+    /// Files inside a disk (ext2, ext3, ext4): what is there, what changed, versions, and getting one back
+    #[command(
+        subcommand,
+        after_help = "Example: tidemark files diff web-1 --from bookmark:before-upgrade --to latest /etc\n\n\
+        Read at the appliance, without mounting and without root, as the guest's kernel would find them after replaying \
+        the file system's journal. A whole disk, or a partition of a GPT or MBR; not LVM, XFS or NTFS: `tidemark mount`."
+    )]
+    Files(FilesCommand),
     /// Restore disks as of a point into files or onto a block device
     #[command(after_help = "Examples:\n  \
         tidemark recover web-1 --at -15m --to /restore                    # every disk, as /restore/<disk>.raw\n  \

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod clone;
+mod files;
 mod history;
 mod object;
 mod retention;
@@ -13,6 +14,10 @@ pub(crate) use arguments::{
     MountArguments, PointCommand, RecoverArguments, TokenCommand, VmCommand, VmState,
 };
 pub(crate) use clone::CloneCommand;
+pub(crate) use files::{
+    DiffFilesArguments, FileHistoryArguments, FilesCommand, GetFileArguments, ListFilesArguments,
+    VolumeArguments,
+};
 pub(crate) use history::DiffArguments;
 pub(crate) use object::{GetArguments, ListArguments, ObjectCommand, ObjectKind, PutArguments, SetArguments};
 pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};

@@ -6,6 +6,7 @@ mod certificate;
 mod clone;
 mod diff;
 mod export;
+mod files;
 mod journal;
 mod mount;
 mod object;
@@ -61,6 +62,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
     let client = console(channel.clone());
     match command {
         Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
+        Command::Files(command) => files::run(client, history(channel), command, json).await,
         Command::Object(command) => object::run(objects(channel), command, json).await,
         Command::Token(command) => token::run(client, command, json).await,
         Command::Cert(command) => cert::run(client, command, json).await,
