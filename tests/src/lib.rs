@@ -4,6 +4,8 @@
 //! * [`mod@bench`]: what benchmarks share.
 //! * [`disks`]: block devices to protect, among them one with slow writes and fast reads.
 //! * [`faults`]: splitters that lie, for negative controls.
+//! * [`filetree`]: what a file system holds, by the kernel and by `tidemark files`.
+//! * [`filework`]: a guest that works with files.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
 //! * [`meter`]: a relay that counts what passes.
@@ -17,6 +19,8 @@
 pub mod bench;
 pub mod disks;
 pub mod faults;
+pub mod filetree;
+pub mod filework;
 pub mod guest;
 pub mod house;
 pub mod leftovers;
