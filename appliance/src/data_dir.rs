@@ -137,6 +137,12 @@ impl DataDir {
         self.ca().join("store.key")
     }
 
+    /// A new default master key that does not hold yet.
+    #[must_use]
+    pub fn next_store_key(&self) -> PathBuf {
+        self.ca().join("store-next.key")
+    }
+
     /// The clock of retention.
     #[must_use]
     pub fn retention_clock(&self) -> PathBuf {

@@ -13,6 +13,7 @@ pub mod fleet;
 pub mod http;
 pub mod images;
 pub mod ingest;
+pub mod master_key;
 pub mod metrics;
 pub mod objects;
 pub mod packs;

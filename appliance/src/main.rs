@@ -4,14 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tidemark_appliance::master_key;
 use tidemark_appliance::server::Appliance;
-use tidemark_appliance::settings::{Arguments, LogForm, Settings};
+use tidemark_appliance::settings::{Command, LogForm, Program, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(arguments) {
+    let program = Program::parse();
+    match run(program) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody can be told when standard error is closed.
@@ -21,7 +22,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<()> {
+fn run(program: Program) -> anyhow::Result<()> {
+    let arguments = match (program.command, program.serve) {
+        (Some(Command::Key(command)), _) => {
+            start_log(LogForm::Text);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            return runtime.block_on(master_key::run(command));
+        }
+        (None, Some(arguments)) => arguments,
+        (None, None) => anyhow::bail!("name the data folder: --data DIR"),
+    };
     let settings = Settings::load(arguments)?;
     start_log(settings.log);
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(settings))

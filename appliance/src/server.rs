@@ -49,7 +49,7 @@ use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::transport::{Gate, Incoming, bind};
-use crate::{admin_context, clones, http, signing};
+use crate::{admin_context, clones, http, master_key, signing};
 
 /// Bytes of HTTP/2 flow control per stream and per connection: a stream at 400 MB/s with 40 ms of round trip and
 /// scheduling. A splitter that sends more waits.
@@ -240,7 +240,19 @@ fn server_names(settings: &Settings) -> Vec<String> {
 /// Opens the chunk store, with the master key and the packs from where the settings say.
 async fn open_images(data: &DataDir, settings: &Settings, authority: &Authority) -> anyhow::Result<Images> {
     let (dir, local) = (data.store(), data.packs());
-    let secret = settings.master_key.load(&data.store_key(), Images::exist(&dir)).await?;
+    let secret = match master_key::pending(data)? {
+        Some(record) => {
+            let finished = master_key::finish(data, &record, &mut |_| true).await;
+            let finished = finished.context("going on with a change of the master key")?;
+            let source = &finished.source;
+            tracing::info!(%source, logs = finished.logs, "a change of the master key was finished");
+            if *source != settings.master_key {
+                tracing::warn!(%source, "the master key comes from another source now: say so with --master-key");
+            }
+            finished.secret
+        }
+        None => settings.master_key.load(&data.store_key(), Images::exist(&dir)).await?,
+    };
     let packs = settings.packs.clone();
     let appliance: String = authority.sha256().iter().map(|byte| format!("{byte:02x}")).collect();
     let runtime = tokio::runtime::Handle::current();

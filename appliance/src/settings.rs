@@ -3,17 +3,43 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use thiserror::Error;
 
 use crate::catalog::{CatalogUrl, InvalidCatalogUrl};
 use crate::images::{InvalidMasterKeySource, MasterKeySource};
+use crate::master_key::KeyCommand;
 use crate::packs::{InvalidPackLocation, PackLocation, PackSettings};
 
 /// The recovery appliance: takes the write streams of splitters and gives back any point of them.
 #[derive(Debug, Parser)]
-#[command(name = "tidemark-appliance", version, after_help = EXAMPLE)]
+#[command(
+    name = "tidemark-appliance",
+    version,
+    after_help = EXAMPLE,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub struct Program {
+    /// Serves, unless something else is asked for.
+    #[command(flatten)]
+    pub serve: Option<Arguments>,
+    /// What else.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What the program does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look at the master key, or change it
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// What an appliance that serves is told.
+#[derive(Debug, Args)]
 pub struct Arguments {
     /// Folder of journals, catalog, certificate authority and admin.context; created when missing
     #[arg(long, value_name = "DIR")]
@@ -182,11 +208,24 @@ impl Settings {
             http,
             catalog: arguments.catalog.or(file.catalog).as_deref().unwrap_or("sqlite").parse()?,
             names,
-            master_key: master_key.map_or(Ok(MasterKeySource::Default), |source| source.parse())?,
+            master_key: source_of(master_key.as_deref())?,
             packs,
             log: arguments.log.or(file.log).unwrap_or_default(),
         })
     }
+}
+
+fn source_of(text: Option<&str>) -> Result<MasterKeySource, InvalidMasterKeySource> {
+    text.map_or(Ok(MasterKeySource::Default), str::parse)
+}
+
+/// Where the master key comes from, by the settings file and what the command line says of it.
+///
+/// # Errors
+/// When the file is unreadable or the source is none.
+pub fn master_key(config: Option<&Path>, given: Option<&str>) -> Result<MasterKeySource, SettingsError> {
+    let file = config.map(read).transpose()?.unwrap_or_default();
+    Ok(source_of(given.or(file.master_key.as_deref()))?)
 }
 
 fn read(path: &Path) -> Result<File, SettingsError> {
@@ -201,10 +240,21 @@ mod tests {
     use super::*;
 
     fn load(arguments: &[&str]) -> Result<Settings, SettingsError> {
-        Settings::load(
-            Arguments::try_parse_from(["tidemark-appliance", "--data", "/d"].iter().chain(arguments))
-                .unwrap(),
-        )
+        let program = Program::try_parse_from(["tidemark-appliance", "--data", "/d"].iter().chain(arguments));
+        Settings::load(program.unwrap().serve.unwrap())
+    }
+
+    #[test]
+    fn the_command_line_is_sound_and_serves_unless_told_otherwise() {
+        use clap::CommandFactory;
+        Program::command().debug_assert();
+        let parse =
+            |arguments: &[&str]| Program::try_parse_from(["tidemark-appliance"].iter().chain(arguments));
+        assert!(parse(&["--data", "/d"]).unwrap().command.is_none());
+        assert!(parse(&[]).is_err(), "no folder");
+        let program = parse(&["key", "rotate", "--data", "/d"]).unwrap();
+        assert!(program.serve.is_none() && program.command.is_some());
+        assert!(parse(&["key", "rotate"]).is_err(), "no folder");
     }
 
     #[test]

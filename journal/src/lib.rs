@@ -15,7 +15,7 @@
 //! - [`retention`]: what of the history is kept, and how the rest becomes images.
 //! - [`branch`]: journals that begin at a point of another one, and writing into them.
 //! - [`attest`]: what a signature outside the journal proves.
-//! - `encryption`: payload at rest.
+//! - [`encryption`]: payload at rest.
 //! - [`changed`]: which bytes differ between two points.
 //! - [`Journal`]: the writer and the source of timelines and views. [`verify`] and [`dump`]: the offline tools.
 #![deny(clippy::indexing_slicing)]
@@ -24,7 +24,7 @@ pub mod attest;
 pub mod branch;
 pub mod changed;
 mod dump;
-mod encryption;
+pub mod encryption;
 pub mod error;
 pub mod frame;
 pub mod image;

@@ -1,5 +1,6 @@
 //! Where the master key of the chunk store comes from. Losing it loses every image: back it up.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::str::FromStr;
@@ -17,6 +18,9 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a key file, passphrase or command's output at most. More is no key and is refused.
 const SECRET_MAX_BYTES: u64 = 4096;
+
+/// The default source, in what is kept of a change.
+const DEFAULT: &str = "default";
 
 /// Where the master key comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +56,10 @@ impl FromStr for MasterKeySource {
 #[derive(Debug, Error)]
 pub enum MasterKeyError {
     /// The default key file is gone while the store is there.
-    #[error("the chunk store is here but its master key {0} is not: put the copy of that file back")]
+    #[error(
+        "the chunk store is here but its master key {0} is not: put the copy of that file back, or say with \
+         --master-key where the key is"
+    )]
     Lost(String),
     /// A file cannot be read or written.
     #[error("master key of the chunk store: {0}")]
@@ -83,7 +90,53 @@ pub enum MasterKeyError {
     },
 }
 
+impl fmt::Display for MasterKeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str(DEFAULT),
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::PassphraseFile(path) => write!(f, "passphrase-file:{}", path.display()),
+            Self::Command(command) => write!(f, "command:{command}"),
+        }
+    }
+}
+
 impl MasterKeySource {
+    /// As it was written by its `Display`: unlike what people may give, also the default.
+    #[must_use]
+    pub fn of_text(text: &str) -> Option<Self> {
+        if text == DEFAULT { Some(Self::Default) } else { text.parse().ok() }
+    }
+
+    /// The same with its path from the root, whatever folder the next process starts in.
+    ///
+    /// # Errors
+    /// When the present folder is unknown, or the path is no text.
+    pub fn absolute(self) -> Result<Self, MasterKeyError> {
+        let whole = |path: PathBuf| {
+            let fail = |source| MasterKeyError::Read { path: path.display().to_string(), source };
+            let whole = std::path::absolute(&path).map_err(fail)?;
+            if whole.to_str().is_none() {
+                return Err(fail(std::io::Error::other("the path is not UTF-8")));
+            }
+            Ok(whole)
+        };
+        Ok(match self {
+            Self::File(path) => Self::File(whole(path)?),
+            Self::PassphraseFile(path) => Self::PassphraseFile(whole(path)?),
+            other => other,
+        })
+    }
+
+    /// Makes a new key in a file, 0600.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn make(file: &Path) -> Result<MasterSecret, MasterKeyError> {
+        write_private(file, fresh_key().as_bytes())?;
+        key(&read_limited(file)?, &file.display().to_string())
+    }
+
     /// Reads the master key. `default_file` is the file of [`MasterKeySource::Default`]; it is made, 0600, when it is
     /// missing and there is no store yet.
     ///
@@ -100,7 +153,7 @@ impl MasterKeySource {
                     if store_exists {
                         return Err(MasterKeyError::Lost(default_file.display().to_string()));
                     }
-                    write_private(default_file, fresh_key().as_bytes())?;
+                    return Self::make(default_file);
                 }
                 key(&read_limited(default_file)?, &default_file.display().to_string())
             }

@@ -59,6 +59,12 @@ impl Site {
         Self { dir, settings, appliance: Some(appliance), process: None }
     }
 
+    /// An appliance that runs already, on a folder that is another's to remove.
+    pub(crate) fn adopt(settings: Settings, appliance: Appliance) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir, settings, appliance: Some(appliance), process: None }
+    }
+
     /// An appliance that is a process of its own, to be killed.
     pub(crate) async fn start_process(arguments: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();

@@ -8,7 +8,9 @@ use tidemark_proto::ids::VmId;
 use crate::error::OpenError;
 use crate::recovery::Damage;
 use crate::storage::{Storage, StorageError, StorageErrorKind};
-use crate::store::keys::{DomainKeys, KEY_FILE_MAX_BYTES, KeyFile, KeyFileError, KeyRing};
+use crate::store::keys::{
+    DomainKeys, KEY_FILE_MAX_BYTES, KeyFile, KeyFileError, KeyRing, MasterChange, Rewrapped,
+};
 use crate::store::{KeyDomain, MasterKey, Secret, derive};
 use crate::wire::size;
 
@@ -89,6 +91,28 @@ impl DataKeys {
         Ok(keys)
     }
 
+    /// Takes the keys in `storage` through a change of the master key; `None` when there are none.
+    fn rewrap(
+        storage: &dyn Storage,
+        vm: VmId,
+        change: &MasterChange,
+        new_data_key: bool,
+        seed: &[u8; 32],
+    ) -> Result<Option<Rewrapped>, OpenError> {
+        if Self::load(storage, vm, change.new_key()).is_ok_and(|keys| keys.is_some()) {
+            // Whoever wrapped them may have been killed before the name was durable.
+            storage.sync_dir()?;
+            return Ok(Some(Rewrapped::Before));
+        }
+        let Some(keys) = Self::load(storage, vm, change.old_key())? else { return Ok(None) };
+        if new_data_key {
+            keys.rotated(storage, change.new_key(), seed)?;
+        } else {
+            keys.store(storage, change.new_key(), seed)?;
+        }
+        Ok(Some(Rewrapped::Now))
+    }
+
     /// Wraps the keys and keeps the file, durably.
     pub(crate) fn store(
         &self,
@@ -111,6 +135,32 @@ impl DataKeys {
     pub(crate) fn get(&self, ordinal: u32) -> Option<&Secret> {
         self.ring.data_key(&self.domain, ordinal)
     }
+}
+
+/// Takes the data keys of the journal in `storage`, which nobody has open, through a change of the master key, durably;
+/// with `new_data_key` it gets a new one as well, for its next segments. `seed` are 32 fresh random bytes. `None`: it has no
+/// data keys.
+///
+/// # Errors
+/// [`OpenError::Keys`] when neither key of the change opens them, or they are another VM's; when the key file is damaged,
+/// the journal is open, or the storage fails: then try again.
+pub fn rewrap(
+    storage: &dyn Storage,
+    vm: VmId,
+    change: &MasterChange,
+    new_data_key: bool,
+    seed: &[u8; 32],
+) -> Result<Option<Rewrapped>, OpenError> {
+    let _lock = storage.lock()?;
+    DataKeys::rewrap(storage, vm, change, new_data_key, seed)
+}
+
+/// Whether the data keys of the journal in `storage` open under a master key; `None`: it has none.
+///
+/// # Errors
+/// [`OpenError::Keys`] when they do not, or are another VM's; when the key file is damaged, or the storage fails.
+pub fn check(storage: &dyn Storage, vm: VmId, master: &MasterKey) -> Result<Option<()>, OpenError> {
+    Ok(DataKeys::load(storage, vm, master)?.map(drop))
 }
 
 fn new_key(seed: &[u8; 32], ordinal: u32) -> Secret {

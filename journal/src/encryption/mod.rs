@@ -25,11 +25,11 @@
 //! ## Keys
 //! File `keys`: as `chunk-keys` of the store ([`crate::store::keys`]), with one domain, the VM's id. A segment's header
 //! names the data key of its frames by ordinal; 0 is none. A new data key holds for new segments; a new master key wraps
-//! the same data keys again and touches nothing else. Who deletes the file has deleted the content.
+//! the same data keys again and touches nothing else ([`rewrap`], of a journal that nobody has open). Who deletes the file has deleted the content.
 
 mod cipher;
 mod keys;
 
 pub(crate) use cipher::{Attempt, FrameCipher, SegmentCipher};
-pub use keys::Encryption;
 pub(crate) use keys::{DataKeys, KEY_FILE, KEY_NEW_FILE, key_file_bytes, key_file_damage};
+pub use keys::{Encryption, check, rewrap};

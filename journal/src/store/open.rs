@@ -67,20 +67,7 @@ impl ChunkStore {
         options: StoreOptions,
     ) -> Result<(Self, OpenReport), StoreError> {
         let lock = storage.lock()?;
-        let file = match storage.open(KEY_FILE) {
-            Ok(file) => file,
-            Err(error) if error.kind() == StorageErrorKind::Missing => {
-                return Err(StoreError::Place("no chunk store is here: there is no key file"));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let bytes = file.len()?;
-        if bytes > super::keys::KEY_FILE_MAX_BYTES {
-            return Err(StoreError::KeyFile("it is too long"));
-        }
-        let mut content = vec![0; size(bytes)];
-        file.read_at(0, &mut content)?;
-        let file = KeyFile::decode(&content)?;
+        let file = read_keys(storage.as_ref())?;
         let master = file.master(secret)?;
         let keys = Keys { ring: file.unwrap_keys(&master)?, master, file };
         let index = ChunkIndex::open(storage.as_ref(), options.index_cache_bytes)?;
@@ -213,6 +200,24 @@ pub(super) fn new_keys(
     let wrap_salt = derived(options, counters, "tidemark wrap salt");
     let file = KeyFile::wrap(&ring, &master, cost, salt, wrap_salt)?;
     Ok(Keys { ring, master, file })
+}
+
+/// The key file as it is.
+pub(super) fn read_keys(storage: &dyn Storage) -> Result<KeyFile, StoreError> {
+    let file = match storage.open(KEY_FILE) {
+        Ok(file) => file,
+        Err(error) if error.kind() == StorageErrorKind::Missing => {
+            return Err(StoreError::Place("no chunk store is here: there is no key file"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let bytes = file.len()?;
+    if bytes > super::keys::KEY_FILE_MAX_BYTES {
+        return Err(StoreError::KeyFile("it is too long"));
+    }
+    let mut content = vec![0; size(bytes)];
+    file.read_at(0, &mut content)?;
+    Ok(KeyFile::decode(&content)?)
 }
 
 /// Replaces the key file, durably.

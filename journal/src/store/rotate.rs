@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use super::crypt::Secret;
 use super::keys::{KeyFile, KeyRing};
-use super::open::{derived, new_keys, write_keys};
+use super::keys::{MasterChange, Rewrapped};
+use super::open::{derived, new_keys, read_keys, write_keys};
 use super::state::{Keys, lock};
-use super::{ChunkStore, KeyDomain, MasterKey, MasterSecret, StoreError, limits};
+use super::{ChunkStore, KeyDomain, MasterKey, MasterSecret, StoreError, derive, limits};
+use crate::storage::Storage;
 
 impl ChunkStore {
     /// Domains that have keys.
@@ -54,6 +56,49 @@ impl ChunkStore {
             keys.data_keys.insert(last.checked_add(1).ok_or(StoreError::Limit("data keys"))?, key);
             Ok(())
         })
+    }
+
+    /// The master key of the store in `storage`, which nobody has open: that its keys open under the secret is checked.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKey`]; when there is no store, or its key file is damaged.
+    pub fn master_of(storage: &dyn Storage, secret: &MasterSecret) -> Result<MasterKey, StoreError> {
+        let file = read_keys(storage)?;
+        let master = file.master(secret)?;
+        file.unwrap_keys(&master)?;
+        Ok(master)
+    }
+
+    /// Takes the keys of the store in `storage`, which nobody has open, through a change of the master key, durably; with
+    /// `new_data_keys` each domain gets a new data key as well. Packs stay as they are. `seed` are 32 fresh random bytes.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongKey`] when neither key of the change opens them; [`StoreError::Locked`]; when the storage fails:
+    /// then try again.
+    pub fn rewrap(
+        storage: &dyn Storage,
+        change: &MasterChange,
+        new_data_keys: bool,
+        seed: &[u8; 32],
+    ) -> Result<Rewrapped, StoreError> {
+        let _lock = storage.lock()?;
+        let file = read_keys(storage)?;
+        let changed = change.rewrap(&file, seed, |ring| {
+            for (domain, keys) in ring.domains.iter_mut().filter(|_| new_data_keys) {
+                let last = keys.newest().map_or(0, |(ordinal, _)| ordinal);
+                let next = last.checked_add(1).ok_or(StoreError::Limit("data keys"))?;
+                keys.data_keys.insert(next, derive(seed, "tidemark data key", &[&domain.0]));
+            }
+            Ok(())
+        })?;
+        match changed {
+            Some(file) => write_keys(storage, &file).map(|()| Rewrapped::Now),
+            None => {
+                // Whoever wrapped them may have been killed before the name was durable.
+                storage.sync_dir()?;
+                Ok(Rewrapped::Before)
+            }
+        }
     }
 
     /// Wraps all keys under another master key or passphrase, durably. Packs stay as they are.

@@ -24,10 +24,12 @@
 //! ## History
 //! Version 1: first light.
 
+mod change;
 mod file;
 mod master;
 mod ring;
 
+pub use change::{MasterChange, Rewrapped};
 pub(crate) use file::KEY_FILE_MAX_BYTES;
 pub use file::{KeyFile, KeyFileError};
 pub use master::{KdfCost, MasterKey, MasterSecret};
