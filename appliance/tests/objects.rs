@@ -18,6 +18,7 @@ use bytes::Bytes;
 use pack_suite::noise;
 use s3_server::S3Server;
 use site::Site;
+use tidemark_appliance::objects::Object;
 use tidemark_journal::store::SweepOptions;
 use tidemark_proto::limits::OBJECT_PIECE_BYTES;
 use tidemark_proto::v1::objects_client::ObjectsClient;
@@ -97,8 +98,13 @@ async fn get(site: &Site, name: &str) -> Result<Vec<u8>, Status> {
 }
 
 async fn names(site: &Site) -> Vec<String> {
-    let list = client(site).await.list_objects(ListObjectsRequest::default()).await.unwrap().into_inner();
-    list.objects.into_iter().map(|object| object.name).collect()
+    let mut replies =
+        client(site).await.list_objects(ListObjectsRequest::default()).await.unwrap().into_inner();
+    let mut names = Vec::new();
+    while let Some(reply) = replies.message().await.unwrap() {
+        names.extend(reply.objects.into_iter().map(|object| object.name));
+    }
+    names
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,4 +249,36 @@ async fn an_appliance_keeps_its_chunks_in_a_bucket_through_kills() {
     assert!(elsewhere.contains(&format!("--packs {place}")) && elsewhere.lines().count() == 1, "{elsewhere}");
     site.spawn(&arguments).await;
     assert!(get(&site, "big").await.unwrap() == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_thirty_thousand_objects_comes_whole_and_in_order() {
+    // In memory where there is such a file system: each record is synced.
+    let memory = std::path::Path::new("/dev/shm");
+    let dir = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
+    let settings = tidemark_appliance::settings::Settings::local(&dir.path().join("data"));
+    let site = Site::start_with(dir, settings).await;
+    let first = put(&site, "first", b"content").await;
+    let objects = std::sync::Arc::clone(&site.appliance().core().objects);
+    let made = tokio::task::spawn_blocking(move || {
+        let model = objects.get("first").unwrap();
+        for number in 0..30_000_u128 {
+            let tags = [("text".to_owned(), "x".repeat(200))].into();
+            let name = format!("object {number:05} {}", "n".repeat(100));
+            let id = uuid::Uuid::from_u128(number + 1);
+            objects.add(Object { id, name, tags, ..model.as_ref().clone() }).unwrap();
+        }
+    });
+    made.await.unwrap();
+    let found = names(&site).await;
+    assert_eq!((found.len(), found[0].as_str()), (30_001, first.name.as_str()));
+    assert!(found.is_sorted());
+    // In more than one message, so that none is near what one may have.
+    let request = ListObjectsRequest { search: "OBJECT 2".into(), ..ListObjectsRequest::default() };
+    let mut replies = client(&site).await.list_objects(request).await.unwrap().into_inner();
+    let (mut messages, mut matching) = (0, 0);
+    while let Some(reply) = replies.message().await.unwrap() {
+        (messages, matching) = (messages + 1, matching + reply.objects.len());
+    }
+    assert!(messages > 1 && matching == 10_000, "{matching} in {messages}");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use prost::Message;
 use tidemark_journal::image::{ImageError, ImageReader};
 use tidemark_proto::limits::OBJECT_PIECE_BYTES;
 use tidemark_proto::v1::objects_server;
@@ -32,6 +33,9 @@ const ZEROES_MAX_BYTES: u64 = 1 << 30;
 
 /// Bytes that tell a file from others at most.
 const SOURCE_MAX_BYTES: usize = 64;
+
+/// Bytes of records after which a message of a list is sent: far below what a message may have, with any record on top.
+const LIST_BYTES: usize = 256 << 10;
 
 /// Takes objects in and gives them out.
 #[derive(Debug)]
@@ -189,10 +193,12 @@ impl objects_server::Objects for ObjectsService {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
+    type ListObjectsStream = ReceiverStream<Result<ListObjectsReply, Status>>;
+
     async fn list_objects(
         &self,
         request: Request<ListObjectsRequest>,
-    ) -> Result<Response<ListObjectsReply>, Status> {
+    ) -> Result<Response<Self::ListObjectsStream>, Status> {
         let request = request.into_inner();
         let kind = match request.kind.as_str() {
             "" => None,
@@ -205,8 +211,11 @@ impl objects_server::Objects for ObjectsService {
                 && wanted.iter().all(|(key, value)| object.tags.get(key) == Some(value))
                 && object.name.to_lowercase().contains(&search)
         };
-        let objects = self.objects.list().iter().filter(matches).map(|object| info(object)).collect();
-        Ok(Response::new(ListObjectsReply { objects }))
+        let found: Vec<Arc<Object>> = self.objects.list().iter().filter(matches).cloned().collect();
+        let (sender, receiver) = mpsc::channel(MESSAGES_AHEAD);
+        // It ends with the caller.
+        tokio::spawn(async move { send_list(&found, &sender).await });
+        Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn change_object(
@@ -241,6 +250,26 @@ impl objects_server::Objects for ObjectsService {
         }
         self.core.audit(&caller.role.uri(), "remove object", &name, "").await;
         Ok(Response::new(Empty {}))
+    }
+}
+
+/// Sends records in as many messages as they need; stops early when the receiver goes.
+async fn send_list(found: &[Arc<Object>], sender: &Sent<ListObjectsReply>) {
+    let mut reply = ListObjectsReply::default();
+    let mut bytes = 0;
+    for object in found {
+        let info = info(object);
+        bytes += info.encoded_len();
+        reply.objects.push(info);
+        if bytes >= LIST_BYTES {
+            bytes = 0;
+            if sender.send(Ok(std::mem::take(&mut reply))).await.is_err() {
+                return;
+            }
+        }
+    }
+    if !reply.objects.is_empty() || found.is_empty() {
+        let _ = sender.send(Ok(reply)).await;
     }
 }
 

@@ -94,12 +94,16 @@ async fn list(mut client: ObjectsClient, arguments: ListArguments, json: bool) -
         tags: tags(arguments.tags),
         search: arguments.search.unwrap_or_default(),
     };
-    let reply = client.list_objects(request).await.map_err(|status| refused(&status))?.into_inner();
+    let mut replies = client.list_objects(request).await.map_err(|status| refused(&status))?.into_inner();
+    let mut objects = Vec::new();
+    while let Some(reply) = replies.message().await.map_err(|status| refused(&status))? {
+        objects.extend(reply.objects);
+    }
     if json {
-        return output::json(&reply.objects.iter().map(to_json).collect::<Vec<_>>());
+        return output::json(&objects.iter().map(to_json).collect::<Vec<_>>());
     }
     let mut table = Table::new(["NAME", "KIND", "SIZE", "NEW", "CREATED", "KEPT", "TAGS"]);
-    for object in &reply.objects {
+    for object in &objects {
         table.row([
             object.name.clone(),
             object.kind.clone(),
