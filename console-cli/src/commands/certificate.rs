@@ -5,68 +5,21 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tidemark_journal::attest::{Certificate, Head, Provenance};
-use tidemark_proto::ids::{DiskId, Lsn};
+use tidemark_proto::ids::DiskId;
 use tidemark_proto::v1::{CertifyRequest, RecoveryCertificate, ViewDisk};
 
+use super::certificate_file::{self, FORMAT, Shown, ShownHead, ShownImage, ShownSegment};
 use super::proof::{hex, read_key};
 use crate::appliance::{AttestClient, refused};
 use crate::view::RemoteView;
 use crate::{moment, output, progress};
-
-/// What a certificate's file begins with, so that it tells what it is.
-const FORMAT: &str = "tidemark recovery certificate 1";
 
 /// Bytes of a certificate's file at most: one of some 64 disks with all their segments. A longer one is refused.
 const FILE_MAX_BYTES: u64 = 64 << 20;
 
 /// Bytes of a file that are hashed at once.
 const PIECE_BYTES: usize = 1 << 20;
-
-/// A certificate as its file holds it. Only what the signature covers counts; `time` and `issued` are for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Shown {
-    format: String,
-    vm: String,
-    vm_id: String,
-    disk: String,
-    lsn: u64,
-    time: Option<String>,
-    time_us: u64,
-    issued: Option<String>,
-    issued_us: u64,
-    size_bytes: u64,
-    blake3: String,
-    head: ShownHead,
-    segments: Vec<ShownSegment>,
-    image: Option<ShownImage>,
-    public_key: String,
-    signature: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ShownHead {
-    segment: u64,
-    frames: u64,
-    seq: u64,
-    lsn: u64,
-    time_us: u64,
-    hash: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ShownSegment {
-    segment: u64,
-    hash: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct ShownImage {
-    lsn: u64,
-    root: String,
-}
 
 impl Shown {
     fn of(message: RecoveryCertificate) -> Self {
@@ -100,45 +53,6 @@ impl Shown {
             signature: hex(&message.signature),
         }
     }
-
-    /// What the signature is over; `None`: the fields cannot be those of a certificate.
-    fn certificate(&self) -> Option<Certificate> {
-        let segments = self.segments.iter().map(|one| Some((one.segment, bytes(&one.hash)?)));
-        let image = match &self.image {
-            None => None,
-            Some(image) => Some((Lsn(image.lsn), bytes(&image.root)?)),
-        };
-        Some(Certificate {
-            vm: self.vm_id.parse().ok()?,
-            vm_name: self.vm.clone(),
-            disk: self.disk.parse().ok()?,
-            lsn: Lsn(self.lsn),
-            time_us: self.time_us,
-            issued_us: self.issued_us,
-            size_bytes: self.size_bytes,
-            content: bytes(&self.blake3)?,
-            provenance: Provenance {
-                head: Head {
-                    segment: self.head.segment,
-                    frames: self.head.frames,
-                    seq: self.head.seq,
-                    lsn: Lsn(self.head.lsn),
-                    time_us: self.head.time_us,
-                    hash: bytes(&self.head.hash)?,
-                },
-                segments: segments.collect::<Option<_>>()?,
-                image,
-            },
-        })
-    }
-}
-
-/// Hexadecimal digits, exactly as many as fit.
-fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    let pairs = digits.as_bytes().chunks(2);
-    let decoded: Option<Vec<u8>> =
-        pairs.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
-    decoded?.try_into().ok()
 }
 
 /// Has the appliance certify a disk, and checks that what was recovered is what it read.
@@ -210,11 +124,8 @@ pub(super) fn check(
     let key = read_key(public_key)?;
     let mut certificates = read(path)?;
     for shown in &certificates {
-        let signed = || {
-            let signature = bytes::<64>(&shown.signature)?;
-            shown.certificate().filter(|certificate| certificate.is_signed(&key, &signature))
-        };
-        if shown.format != FORMAT || signed().is_none() {
+        let signed = shown.signed();
+        if signed.is_none_or(|(certificate, signature)| !certificate.is_signed(&key, &signature)) {
             bail!(
                 "{}: the certificate of {} is not signed by {key}: it was changed, or is another appliance's",
                 path.display(),
@@ -269,7 +180,7 @@ fn read(path: &Path) -> Result<Vec<Shown>> {
     file.take(FILE_MAX_BYTES)
         .read_to_string(&mut text)
         .with_context(|| format!("read {}", path.display()))?;
-    let certificates: Vec<Shown> = serde_json::from_str(&text)
+    let certificates = certificate_file::parse(&text)
         .map_err(|error| anyhow!("{} is no recovery certificate: {error}", path.display()))?;
     if certificates.is_empty() {
         bail!("{} holds no certificate", path.display());

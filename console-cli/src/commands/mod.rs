@@ -3,6 +3,7 @@
 mod bookmark;
 mod cert;
 mod certificate;
+mod certificate_file;
 mod clone;
 mod diff;
 mod export;
