@@ -16,6 +16,7 @@ pub mod ingest;
 pub mod master_key;
 pub mod metrics;
 pub mod objects;
+pub mod one_line;
 pub mod packs;
 pub mod pki;
 pub mod recovery;

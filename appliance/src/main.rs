@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tidemark_appliance::master_key;
+use tidemark_appliance::one_line::one_line;
 use tidemark_appliance::server::Appliance;
 use tidemark_appliance::settings::{Command, LogForm, Program, Settings};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody can be told when standard error is closed.
-            let _ = writeln!(std::io::stderr(), "tidemark-appliance: {error:#}");
+            let _ = writeln!(std::io::stderr(), "tidemark-appliance: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
