@@ -7,6 +7,7 @@
     reason = "tests state what must hold"
 )]
 
+mod store_support;
 mod support;
 
 use std::collections::BTreeMap;
@@ -16,8 +17,9 @@ use std::sync::Arc;
 use support::*;
 use tidemark_journal::attest::{Proof, PublicKey, Signer, SigningKey, prove};
 use tidemark_journal::frame::{self, EntryKind, FRAME_HEADER_BYTES};
+use tidemark_journal::retention::{ImageKeeper, fold_to};
 use tidemark_journal::segment::SEGMENT_HEADER_BYTES;
-use tidemark_journal::storage::SimStorage;
+use tidemark_journal::storage::{SimStorage, Storage, StorageError, StorageFile, StorageLock};
 use tidemark_journal::{Journal, Options, VerifyReport, verify};
 use tidemark_proto::ids::Lsn;
 
@@ -319,15 +321,164 @@ fn every_flipped_bit_of_a_signed_journal_ends_the_proof_where_it_lies() {
     }
 }
 
-#[test]
-fn old_formats_are_hashed_after_an_upgrade_and_proven_from_then_on() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/v2");
+fn fixture(version: &str) -> SimStorage {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(version);
     let files: BTreeMap<String, Vec<u8>> = std::fs::read_dir(fixture)
         .unwrap()
         .map(|entry| entry.unwrap())
         .map(|file| (file.file_name().into_string().unwrap(), std::fs::read(file.path()).unwrap()))
         .collect();
-    let storage = SimStorage::with_files(1, &files);
+    SimStorage::with_files(1, &files)
+}
+
+#[test]
+fn a_journal_of_the_first_version_proves_its_new_points_after_an_upgrade() {
+    let storage = fixture("v1");
+    let (journal, _) = Journal::open(Arc::new(storage.clone()), signing(600)).unwrap();
+    let old_end = journal.durable().lsn;
+    let mut stream = Stream { position: journal.durable(), frames: Vec::new() };
+    stream.marker("after the upgrade").append(&journal).unwrap();
+    stream.heartbeat(true).append(&journal).unwrap();
+    journal.sync().unwrap();
+    let bookmark = old_end.next();
+    for round in 0..4 {
+        stream.writes(vec![entry(1, EntryKind::Data, 30, 4)], round).append(&journal).unwrap();
+        journal.sync().unwrap();
+    }
+    for _ in 0..20 {
+        journal.maintain().unwrap();
+    }
+    assert_eq!(journal.unhashed_segments(), []);
+    journal.close().unwrap();
+    drop(journal);
+    let (report, proof) = prove(&storage, &public_key()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(proof.broken, None);
+    assert_eq!(
+        (proof.proven.unwrap().lsn, proof.bookmarks.as_slice()),
+        (stream.position.lsn, &[bookmark][..])
+    );
+    assert!(proof.covers(bookmark) && stream.position.lsn > bookmark);
+    // Negative control: one byte of what was written since ends the proof before it.
+    let mut files = storage.files();
+    let newest = files.keys().rfind(|name| name.starts_with("segment-")).unwrap().clone();
+    let bytes = files.get_mut(&newest).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    let (_, broken) = self::proof(&files);
+    assert!(broken.broken.is_some() && !broken.covers(stream.position.lsn));
+}
+
+#[test]
+fn a_point_is_proven_after_the_log_below_it_was_folded() {
+    let (storage, mut stream) = closed();
+    let journal = Journal::open(Arc::new(storage.clone()), signing(SEGMENT_BYTES)).unwrap().0;
+    let chunks = store_support::create(&SimStorage::new(7), 16 << 10);
+    journal.set_images(Arc::new(ImageKeeper::new(Arc::clone(&chunks))));
+    // A bookmark in the log that stays.
+    stream.marker("kept").append(&journal).unwrap();
+    let bookmark = stream.position.lsn;
+    for seed in 0..6 {
+        stream.writes(vec![entry(2, EntryKind::Data, 40, 4)], 50 + seed).append(&journal).unwrap();
+        stream.heartbeat(true).append(&journal).unwrap();
+        journal.sync().unwrap();
+    }
+    journal.maintain().unwrap();
+    let cutoff = Lsn(bookmark.0 - 1);
+    let folded =
+        fold_to(&journal, &chunks, store_support::DOMAIN, cutoff, 1, &mut |_| true).unwrap().unwrap();
+    assert!(journal.drop_folded().unwrap() > 0, "the sample has several segments");
+    journal.close().unwrap();
+    drop(journal);
+    let (report, proof) = prove(&storage, &public_key()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((proof.broken.clone(), proof.from_lsn), (None, folded.lsn));
+    assert!(proof.covers(bookmark) && proof.bookmarks.contains(&bookmark), "{proof:?}");
+    assert_eq!((proof.proven.unwrap().lsn, proof.images.len()), (stream.position.lsn, 2));
+    // Negative control: another image below the log is another journal.
+    let files = storage.files();
+    let mut forged = files.clone();
+    let manifest = rewrite_manifest(&files["manifest"], &|kind, body| {
+        let mut body = body.to_vec();
+        if kind == 17 {
+            let last = body.len() - 1;
+            body[last] ^= 1;
+        }
+        Some(body)
+    });
+    forged.insert("manifest".to_owned(), manifest);
+    let (_, broken) = self::proof(&forged);
+    assert!(!broken.covers(bookmark) || broken.broken.is_some(), "{broken:?}");
+}
+
+/// A directory in which one file cannot be read from some moment on.
+#[derive(Debug)]
+struct BadSector {
+    storage: SimStorage,
+    name: String,
+    broken: std::sync::atomic::AtomicBool,
+}
+
+impl Storage for BadSector {
+    fn create(&self, name: &str) -> Result<Arc<dyn StorageFile>, StorageError> {
+        self.storage.create(name)
+    }
+    fn open(&self, name: &str) -> Result<Arc<dyn StorageFile>, StorageError> {
+        if name == self.name && self.broken.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(StorageError::os("read", name, std::io::Error::other("bad sector")));
+        }
+        self.storage.open(name)
+    }
+    fn rename(&self, from: &str, to: &str) -> Result<(), StorageError> {
+        self.storage.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> Result<(), StorageError> {
+        self.storage.remove(name)
+    }
+    fn sync_dir(&self) -> Result<(), StorageError> {
+        self.storage.sync_dir()
+    }
+    fn list(&self) -> Result<Vec<String>, StorageError> {
+        self.storage.list()
+    }
+    fn lock(&self) -> Result<Box<dyn StorageLock>, StorageError> {
+        self.storage.lock()
+    }
+}
+
+#[test]
+fn an_old_segment_that_cannot_be_read_is_named_and_stops_no_other() {
+    let storage = fixture("v2");
+    let old = |storage: &SimStorage| {
+        let files = storage.files();
+        let names =
+            files.keys().filter_map(|name| u64::from_str_radix(name.strip_prefix("segment-")?, 16).ok());
+        names.collect::<Vec<u64>>()
+    };
+    let all = old(&storage);
+    assert!(all.len() > 2, "{all:?}");
+    let lost = all[0];
+    let name = format!("segment-{lost:016x}");
+    let bad = Arc::new(BadSector { storage: storage.clone(), name, broken: false.into() });
+    let (journal, _) = Journal::open(Arc::clone(&bad) as Arc<dyn Storage>, signing(600)).unwrap();
+    bad.broken.store(true, std::sync::atomic::Ordering::SeqCst);
+    for _ in 0..20 {
+        journal.maintain().unwrap();
+    }
+    let unhashed = journal.unhashed_segments();
+    assert!(unhashed.len() == 1 && unhashed[0].0 == lost, "{unhashed:?}");
+    assert!(unhashed[0].1.contains("bad sector") && unhashed[0].1.contains(&bad.name), "{unhashed:?}");
+    // The others have their hashes: of each a record (kind 20) is in the manifest.
+    let manifest = storage.files()["manifest"].clone();
+    let hashes = rewrite_manifest(&manifest, &|kind, body| (kind == 20).then(|| body.to_vec()));
+    // Of each 60 bytes of a record, the ordinal, and the hash.
+    let hashed = (hashes.len() - 104) / (60 + 8 + 32);
+    assert!(hashed + 2 >= all.len(), "{hashed} of {}", all.len());
+}
+
+#[test]
+fn old_formats_are_hashed_after_an_upgrade_and_proven_from_then_on() {
+    let storage = fixture("v2");
     let (journal, _) = Journal::open(Arc::new(storage.clone()), signing(600)).unwrap();
     let end = journal.durable().lsn;
     journal.attest().unwrap();

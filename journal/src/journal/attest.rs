@@ -113,6 +113,13 @@ impl Journal {
         }
     }
 
+    /// Segments that an older program wrote and that could not be hashed, with the reason: no statement covers their payload.
+    /// Each is tried once for each opening.
+    #[must_use]
+    pub fn unhashed_segments(&self) -> Vec<(u64, String)> {
+        lock(&self.unhashed).clone()
+    }
+
     /// Hashes the file of one segment that an older program wrote, so that statements cover its payload too. One for each
     /// call: after an upgrade the history is read once, bit by bit.
     pub(super) fn hash_old_segment(&self) -> Result<(), SyncError> {
@@ -129,12 +136,24 @@ impl Journal {
                 .map(|(_, sealed)| Arc::clone(sealed))
         };
         let Some(sealed) = due else { return Ok(()) };
-        let hash = sound_content_hash(self.storage.as_ref(), &self.key, sealed.ordinal, sealed.last_hash)
-            .map_err(SyncError::Failed)?;
-        // What is damaged stays without a hash until the journal is opened again, and `verify` says so.
+        let hash = sound_content_hash(self.storage.as_ref(), &self.key, sealed.ordinal, sealed.last_hash);
+        // What is damaged or cannot be read stays without a hash until the journal is opened again, `verify` says so, and
+        // those behind it get theirs.
         self.old_hashed.store(sealed.ordinal + 1, Ordering::Relaxed);
-        let Some(hash) = hash else { return Ok(()) };
-        let _syncing = lock(&self.syncing);
-        self.put_record(&Record::Content(sealed.ordinal, hash)).map_err(super::sync::as_sync_error)
+        let problem = match hash {
+            Ok(Some(hash)) => {
+                let _syncing = lock(&self.syncing);
+                return self
+                    .put_record(&Record::Content(sealed.ordinal, hash))
+                    .map_err(super::sync::as_sync_error);
+            }
+            Ok(None) => "it is damaged".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        // One that was folded meanwhile is missed by nobody.
+        if lock(&self.manifest).state().sealed.contains_key(&sealed.ordinal) {
+            lock(&self.unhashed).push((sealed.ordinal, problem));
+        }
+        Ok(())
     }
 }

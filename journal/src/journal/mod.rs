@@ -56,6 +56,8 @@ pub struct Journal {
     frames: AtomicU64,
     /// Segments of older programs below this ordinal are hashed, or cannot be.
     old_hashed: AtomicU64,
+    /// Those that could not be hashed.
+    unhashed: Mutex<Vec<(u64, String)>>,
     merging: Mutex<Merging>,
     /// Whoever waits for `merging` wants it soon: a merge in progress is given up.
     stop_merging: AtomicBool,
@@ -342,6 +344,12 @@ impl Journal {
             statistics.written_bytes += manifest.written_bytes();
         }
         statistics
+    }
+
+    /// Whether a sync failed, so that it takes nothing more until it is opened again.
+    #[must_use]
+    pub fn is_poisoned(&self) -> bool {
+        matches!(self.writable(), Err(AppendError::Poisoned))
     }
 
     /// Whether something may be written.

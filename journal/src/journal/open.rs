@@ -201,6 +201,7 @@ impl Journal {
             written_bytes: AtomicU64::new(0),
             frames: AtomicU64::new(0),
             old_hashed: AtomicU64::new(0),
+            unhashed: Mutex::default(),
             merging: Mutex::new(Merging::default()),
             stop_merging: AtomicBool::new(false),
             sealing: Mutex::new(()),
