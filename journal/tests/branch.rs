@@ -1,16 +1,20 @@
 //! Branches: what is written into one, over what its parent held at the point where it begins, through crashes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests state what must hold")]
 
+mod store_support;
 mod support;
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 
 use support::*;
 use tidemark_journal::branch::{BranchPoint, BranchStart, BranchWriter, ParentView};
 use tidemark_journal::frame::EntryKind;
+use tidemark_journal::retention::{ImageKeeper, fold_to, mark_images};
 use tidemark_journal::storage::{Faults, SimStorage};
-use tidemark_journal::view::{ExtentKind, View};
+use tidemark_journal::store::SweepOptions;
+use tidemark_journal::view::{BaseImages, ExtentKind, View};
 use tidemark_journal::{Journal, Pin, PinKind, verify};
 use tidemark_proto::ids::{DiskId, Lsn, VmId};
 use uuid::Uuid;
@@ -312,4 +316,78 @@ fn writes_beyond_the_end_and_of_unknown_disks_are_refused() {
         assert!(zeroed.is_err() && written.is_err(), "{disk} {offset}");
     }
     assert_eq!(child.journal.appended(), before);
+}
+
+/// The parent and images of a store, as what an appliance puts below a branch.
+#[derive(Debug)]
+struct Either(ParentView, ImageKeeper);
+
+impl BaseImages for Either {
+    fn read(
+        &self,
+        disk: DiskId,
+        image: &[u8],
+        sector: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        match BranchPoint::decode(image) {
+            Some(_) => self.0.read(disk, image, sector, buffer),
+            None => self.1.read(disk, image, sector, buffer),
+        }
+    }
+}
+
+#[test]
+fn a_branch_that_is_folded_needs_its_parent_no_more_and_views_from_before_still_do() {
+    let mut seed = 0x9E37_79B9_7F4A_7C15;
+    for round in 0..6 {
+        let (tree, _) = parent(&mut seed, 30);
+        let at = 2 + pick(&mut seed, 28) as u64;
+        let mut child = branch(&tree, at, 100 + round, Below::AtItsPoint);
+        let chunks = store_support::create(&SimStorage::new(round), 16 << 10);
+        let point = child.journal.branch_point().unwrap();
+        let of = Arc::clone(&tree.journal);
+        let below = ParentView::new(point, move |lsn| Ok(of.view(lsn)?));
+        child.journal.set_images(Arc::new(Either(below, ImageKeeper::new(Arc::clone(&chunks)))));
+        let writer = BranchWriter::default();
+        for _ in 0..40 {
+            write(&mut child, &writer, &mut seed);
+            writer.flush(&child.journal, 6).unwrap();
+        }
+        child.journal.maintain().unwrap();
+        let points: Vec<u64> = child.images.keys().copied().collect();
+        let cutoff = points[points.len() / 2];
+        let before = child.journal.view(Lsn(points[3])).unwrap();
+        let domain = store_support::DOMAIN;
+        let folded =
+            fold_to(&child.journal, &chunks, domain, Lsn(cutoff), 7, &mut |_| true).unwrap().unwrap();
+        assert_eq!(folded.lsn, Lsn(cutoff));
+        child.journal.drop_folded().unwrap();
+        assert_eq!(child.journal.branch_point(), None);
+        assert!(child.journal.needs_parent(), "a view from before reads it");
+        for disk in [1, 2] {
+            assert!(content(&before, disk) == child.images[&points[3]][disk as usize - 1]);
+        }
+        drop(before);
+        // The writer's own view is of its last write.
+        drop(writer);
+        assert!(!child.journal.needs_parent());
+        child.images.retain(|lsn, _| *lsn >= cutoff);
+        assert_eq!(differs(&child), None);
+        // Without the parent, opened again, and after a collection that knows of nothing else.
+        child.storage.crash();
+        drop(tree);
+        let journal = reopen(&child.storage, SEGMENT_BYTES);
+        journal.set_images(Arc::new(ImageKeeper::new(Arc::clone(&chunks))));
+        child.journal = Arc::new(journal);
+        let gc = chunks.begin_gc().unwrap();
+        assert_eq!(mark_images(&chunks, &child.journal, &gc).unwrap(), 0);
+        gc.sweep(SweepOptions { fill_percent: 100, tolerate_missing: false }).unwrap();
+        assert_eq!(differs(&child), None);
+        // It folds on as any journal does.
+        let cutoff = points[points.len() - 3];
+        fold_to(&child.journal, &chunks, domain, Lsn(cutoff), 8, &mut |_| true).unwrap().unwrap();
+        child.images.retain(|lsn, _| *lsn >= cutoff);
+        assert_eq!(differs(&child), None);
+    }
 }

@@ -9,9 +9,7 @@ mod world;
 use store_support::{DOMAIN, large};
 use support::{BaseRule, DISK_SECTORS, Model, SECTOR};
 use tidemark_journal::image::{Image, mark};
-use tidemark_journal::retention::{Policy, Schedule, advance};
-use tidemark_journal::storage::Faults;
-use tidemark_journal::store::SweepOptions;
+use tidemark_journal::retention::{Policy, Pressure, Schedule, Terms, advance, due, held_back};
 use tidemark_journal::view::ExtentKind;
 use tidemark_journal::{Pin, PinKind, RetentionError};
 use tidemark_proto::ids::{DiskId, Lsn};
@@ -260,4 +258,66 @@ fn a_held_bookmark_becomes_a_snapshot_until_it_is_released() {
     assert!(world.ingest(&life));
     let done = advance(&life.journal, &life.store, DOMAIN, &world.terms(), &mut |_| true).unwrap();
     assert!(done.base <= Some(lsn));
+}
+
+#[test]
+fn the_point_of_a_clone_becomes_a_snapshot_and_the_log_behind_it_goes() {
+    let (mut world, life) = grown(9);
+    world.policy.schedule = Schedule::default();
+    let lsn = life.journal.timeline().horizon().unwrap().lsn;
+    let pin = Pin { name: "clone:1".into(), kind: PinKind::Clone, lsn, until_us: None };
+    life.journal.put_pin(pin, world.now_us).unwrap();
+    let content = Model::of(&world.stream.frames, BaseRule::AtLine).image(1, lsn.0);
+    for _ in 0..6 {
+        world.now_us += 2 * HOUR;
+        assert!(world.ingest(&life));
+        life.journal.maintain().unwrap();
+    }
+    world.now_us += 9 * HOUR;
+    assert!(world.ingest(&life));
+    life.journal.maintain().unwrap();
+    // What would go without it is known before, and is nothing afterwards.
+    let held = held_back(&life.journal, &due(&life.journal, &world.terms()).unwrap());
+    assert!(held.len() == 1 && held[0].0 == "clone:1" && held[0].1 > 0, "{held:?}");
+    let done = advance(&life.journal, &life.store, DOMAIN, &world.terms(), &mut |_| true).unwrap();
+    assert!(done.base > Some(lsn) && !done.held_back && done.segments > 0, "{done:?}");
+    let held = held_back(&life.journal, &due(&life.journal, &world.terms()).unwrap());
+    assert_eq!(held, [("clone:1".to_owned(), 0)]);
+    assert_eq!(life.journal.snapshots().iter().map(|kept| kept.lsn).collect::<Vec<_>>(), [lsn]);
+    assert!(matches!(life.journal.drop_snapshot(lsn, world.now_us), Err(RetentionError::Held { .. })));
+    collect(&life, 100).unwrap();
+    let mut image = vec![0; DISK_SECTORS * SECTOR];
+    life.journal.view(lsn).unwrap().read_at(DiskId(1), 0, &mut image).unwrap();
+    assert!(image == content);
+    // The clone goes, and the snapshot with it.
+    life.journal.revoke_pin("clone:1", 0).unwrap();
+    advance(&life.journal, &life.store, DOMAIN, &world.terms(), &mut |_| true).unwrap();
+    assert_eq!(life.journal.snapshots(), []);
+    assert_eq!(world.leaks(&life), None);
+}
+
+#[test]
+fn while_space_is_short_each_segment_frees_its_own_before_the_next_is_folded() {
+    let folded_at_once = |pressure| {
+        let (mut world, life) = grown(10);
+        world.policy.schedule = Schedule::default();
+        for _ in 0..8 {
+            world.now_us += HOUR;
+            assert!(world.ingest(&life));
+            life.journal.maintain().unwrap();
+        }
+        world.now_us += 30 * HOUR;
+        assert!(world.ingest(&life));
+        let before = life.journal.log_parts().len();
+        let mut fewest = before;
+        let terms = Terms { pressure, step_bytes: u64::MAX, ..world.terms() };
+        // Stopped once half of the log would be left: what went until then had been dropped already.
+        let stopped = advance(&life.journal, &life.store, DOMAIN, &terms, &mut |_| {
+            fewest = fewest.min(life.journal.log_parts().len());
+            fewest > before / 2
+        });
+        (stopped.is_err(), fewest < before)
+    };
+    assert_eq!(folded_at_once(Pressure::Shorten), (true, true));
+    assert_eq!(folded_at_once(Pressure::None), (false, false), "negative control: small logs go in one step");
 }

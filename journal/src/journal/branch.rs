@@ -67,6 +67,15 @@ impl Journal {
         images.iter().find_map(|(_, image)| BranchPoint::decode(image)).map(|(point, _)| point)
     }
 
+    /// Whether anything of this journal still reads what the branch began with: its base, or a view opened before that was
+    /// folded. Without, the parent's point may go.
+    #[must_use]
+    pub fn needs_parent(&self) -> bool {
+        let live = self.live_images().images();
+        let needed = live.iter().flatten().any(|(_, image)| BranchPoint::decode(image).is_some());
+        needed || self.branch_point().is_some()
+    }
+
     /// Everything appended so far, durable or not, and what is appended while the view is current. `last` is given back
     /// while it is: until a segment begins or is sealed. It shows no single moment, and gaps do not matter to it.
     #[must_use]

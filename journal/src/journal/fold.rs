@@ -18,7 +18,7 @@ use crate::options::limits::IMAGES_MAX_BYTES;
 use crate::records::ImageNames;
 use crate::segment::segment_name;
 use crate::timeline::{Event, History, Horizon, Point, What};
-use crate::view::{BaseImages, ExtentKind, View, ViewDisk};
+use crate::view::{BaseImages, Extent, ExtentKind, View, ViewDisk};
 
 /// What a fold is made from: the last versions up to an LSN, of every disk, above the present base.
 #[derive(Debug, Clone)]
@@ -63,6 +63,30 @@ impl Fold {
         (0..size).step_by(step).flat_map(move |offset| {
             match self.view.changes(disk, offset, Self::STEP_BYTES.min(size - offset)) {
                 Ok(changes) => changes.into_iter().map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            }
+        })
+    }
+
+    /// All that a disk holds and that is not zero, the base's content too, in order: for images that need no others.
+    ///
+    /// # Errors
+    /// Each item as [`View::read_at`].
+    pub fn everything(&self, disk: DiskId) -> impl Iterator<Item = Result<Change, ViewError>> {
+        let size = self.disks().iter().find(|found| found.id == disk).map_or(0, |found| found.size_bytes);
+        let step = usize::try_from(Self::STEP_BYTES).unwrap_or(usize::MAX);
+        (0..size).step_by(step).flat_map(move |offset| {
+            let whole = |extent: &Extent| Change {
+                start: extent.offset / SECTOR_BYTES,
+                sectors: extent.bytes / SECTOR_BYTES,
+                kind: extent.kind,
+            };
+            match self.view.extents(disk, offset, Self::STEP_BYTES.min(size - offset)) {
+                Ok(extents) => extents
+                    .iter()
+                    .filter(|extent| extent.kind == ExtentKind::Data)
+                    .map(|extent| Ok(whole(extent)))
+                    .collect(),
                 Err(error) => vec![Err(error)],
             }
         })

@@ -39,6 +39,9 @@ pub fn step_bytes(log_bytes: u64, free_bytes: u64) -> u64 {
     step.clamp(STEP_MIN_BYTES, STEP_MAX_BYTES)
 }
 
+/// Bytes of log that are folded at once while space is short: a segment at a time, so that each frees its space before the next needs any.
+const STEP_SHORT_BYTES: u64 = 1;
+
 /// What a run goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Terms {
@@ -99,14 +102,19 @@ pub fn due(journal: &Journal, terms: &Terms) -> Result<Due, FoldError> {
     let mut held = Vec::new();
     for pin in journal.pins() {
         let stands = pin.until_us.is_none_or(|until| lock_now_us < until);
-        if stands && matches!(pin.kind, PinKind::Bookmark | PinKind::Lock) {
+        // Of what a clone continues its very point is enough, too: the log behind it can go.
+        if stands && matches!(pin.kind, PinKind::Bookmark | PinKind::Lock | PinKind::Clone) {
             let time_us = timeline.time_of(pin.lsn).map_err(RetentionError::from)?;
             held.push(Point { lsn: pin.lsn, time_us });
         }
     }
     let base = journal.base().map(|(lsn, _)| lsn);
     let schedule = &terms.policy.schedule;
-    let plan = plan(schedule, base, window_us, &timeline, &kept, &held).map_err(RetentionError::from)?;
+    let mut plan = plan(schedule, base, window_us, &timeline, &kept, &held).map_err(RetentionError::from)?;
+    if journal.branch_point().is_some() {
+        // What a branch begins with is its parent's: as a snapshot it would need the parent for ever.
+        plan.stops.retain(|stop| base.is_none_or(|base| stop.lsn > base));
+    }
     let folded = |lsn: Lsn| target.is_some_and(|target| lsn <= target.lsn);
     // The last sealed segment is never dropped.
     let last = parts.iter().rposition(|part| part.sealed).unwrap_or(0);
@@ -117,6 +125,29 @@ pub fn due(journal: &Journal, terms: &Terms) -> Result<Due, FoldError> {
         foldable_bytes: foldable().map(|part| part.bytes).sum(),
         foldable_since_us: foldable().map(|part| part.first_time_us).find(|time_us| *time_us > 0),
     })
+}
+
+/// Bytes of sealed log that stay only because a clone needs an earlier point, by the pin's name: of each what would go
+/// without it. Its point becomes a snapshot when the window leaves it, so that this is a lasting amount only where a gap
+/// was open at the point.
+#[must_use]
+pub fn held_back(journal: &Journal, due: &Due) -> Vec<(String, u64)> {
+    let Some(target) = due.target else { return Vec::new() };
+    let parts = journal.log_parts();
+    let snapshots = journal.snapshots();
+    let last = parts.iter().rposition(|part| part.sealed).unwrap_or(0);
+    let bytes = |pin: &Pin| -> u64 {
+        if snapshots.iter().any(|kept| kept.lsn == pin.lsn) {
+            return 0;
+        }
+        let sealed = parts.iter().take(last).filter(|part| part.sealed);
+        sealed
+            .filter(|part| part.last_lsn > pin.lsn && part.last_lsn <= target.lsn)
+            .map(|part| part.bytes)
+            .sum()
+    };
+    let pins = journal.pins().into_iter().filter(|pin| pin.kind == PinKind::Clone);
+    pins.map(|pin| (pin.name.clone(), bytes(&pin))).collect()
 }
 
 /// Does what is due. Takes long and blocks; see [`Pace`].
@@ -131,10 +162,11 @@ pub fn advance(
     pace: &mut Pace<'_>,
 ) -> Result<Advanced, FoldError> {
     let due = due(journal, terms)?;
+    let step = if terms.pressure == Pressure::Shorten { STEP_SHORT_BYTES } else { terms.step_bytes };
     let mut done = Advanced::default();
     for stop in &due.plan.stops {
         // In steps, so that the space of what was folded is free before more is needed.
-        for lsn in steps(journal, stop.lsn, terms.step_bytes) {
+        for lsn in steps(journal, stop.lsn, step) {
             fold(journal, store, domain, lsn, terms, pace, &mut done)?;
             done.segments += journal.drop_folded()?;
         }
@@ -152,7 +184,7 @@ pub fn advance(
         done.segments += journal.drop_folded()?;
     }
     if let Some(target) = due.target.filter(|_| !done.held_back) {
-        for lsn in steps(journal, target.lsn, terms.step_bytes) {
+        for lsn in steps(journal, target.lsn, step) {
             fold(journal, store, domain, lsn, terms, pace, &mut done)?;
             done.segments += journal.drop_folded()?;
         }
@@ -173,7 +205,7 @@ pub fn advance(
     Ok(done)
 }
 
-/// Where to stop on the way to a target: after each `step_bytes` of segments.
+/// Where to stop on the way to a target: after each so many bytes of segments.
 fn steps(journal: &Journal, target: Lsn, step_bytes: u64) -> Vec<Lsn> {
     let mut steps = Vec::new();
     let mut bytes = 0;

@@ -10,12 +10,13 @@ use thiserror::Error;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::SECTOR_BYTES;
 
+use crate::branch::BranchPoint;
 use crate::error::{RetentionError, SyncError, ViewError};
 use crate::image::{Image, ImageBuilder, ImageError};
 use crate::store::{ChunkStore, KeyDomain, Session, StoreError};
 use crate::view::ExtentKind;
 use crate::wire::size;
-use crate::{Fold, ImageNames, Journal};
+use crate::{Change, Fold, ImageNames, Journal};
 
 /// Bytes of a change that are read at once.
 const READ_BYTES: u64 = 1 << 20;
@@ -92,9 +93,14 @@ pub fn fold_to(
     let mut folded = Folded { lsn: fold.lsn(), bytes: 0 };
     let mut images = ImageNames::new();
     for disk in fold.disks() {
-        let previous = below.iter().find(|(id, _)| *id == disk.id);
-        let previous = previous.map(|(_, descriptor)| Image::decode(descriptor)).transpose()?;
-        let (image, bytes) = build(&session, &fold, previous.as_ref(), disk.id, disk.size_bytes, pace)?;
+        let below = below.iter().find(|(id, _)| *id == disk.id).map(|(_, descriptor)| descriptor);
+        let below = match below {
+            // What a branch begins with is read through its parent once more, and not needed from then on.
+            Some(descriptor) if BranchPoint::decode(descriptor).is_some() => Below::Parent,
+            Some(descriptor) => Below::Image(Image::decode(descriptor)?),
+            None => Below::Nothing,
+        };
+        let (image, bytes) = build(&session, &fold, &below, disk.id, disk.size_bytes, pace)?;
         images.push((disk.id, image.encode()));
         folded.bytes += bytes;
     }
@@ -103,18 +109,30 @@ pub fn fold_to(
     Ok(Some(folded))
 }
 
+/// What a disk's log lies on.
+enum Below {
+    Nothing,
+    Image(Image),
+    Parent,
+}
+
 fn build(
     session: &Session,
     fold: &Fold,
-    previous: Option<&Image>,
+    below: &Below,
     disk: DiskId,
     size_bytes: u64,
     pace: &mut Pace<'_>,
 ) -> Result<(Image, u64), FoldError> {
+    let previous = if let Below::Image(image) = below { Some(image) } else { None };
     let mut builder = ImageBuilder::new(session, previous, disk, fold.lsn(), size_bytes)?;
+    let changes: Box<dyn Iterator<Item = Result<Change, ViewError>>> = match below {
+        Below::Parent => Box::new(fold.everything(disk)),
+        Below::Nothing | Below::Image(_) => Box::new(fold.changes(disk)),
+    };
     let mut buffer = vec![0; size(READ_BYTES)];
     let mut total = 0;
-    for change in fold.changes(disk) {
+    for change in changes {
         let change = change?;
         if change.kind == ExtentKind::Zero {
             builder.zero(change.start, change.sectors)?;

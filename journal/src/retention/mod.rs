@@ -14,7 +14,7 @@ mod plan;
 mod policy;
 mod roots;
 
-pub use advance::{Advanced, Due, SNAPSHOT_LOCK, Terms, advance, due, step_bytes};
+pub use advance::{Advanced, Due, SNAPSHOT_LOCK, Terms, advance, due, held_back, step_bytes};
 pub use build::{FoldError, Folded, Pace, fold_to};
 pub use calendar::Every;
 pub use keeper::ImageKeeper;

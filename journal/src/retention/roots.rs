@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::branch::BranchPoint;
 use crate::image::{Image, ImageError, mark};
 use crate::store::{ChunkStore, Collection};
 use crate::{ImageNames, Journal, LiveImages};
@@ -35,7 +36,8 @@ fn mark_names(store: &ChunkStore, images: &[ImageNames], collection: &Collection
     let descriptors: BTreeSet<&[u8]> =
         images.iter().flatten().map(|(_, descriptor)| descriptor.as_slice()).collect();
     let mut missing = 0;
-    for descriptor in descriptors {
+    // What a branch begins with is its parent's to keep.
+    for descriptor in descriptors.into_iter().filter(|descriptor| BranchPoint::decode(descriptor).is_none()) {
         missing += mark(store, &Image::decode(descriptor)?, collection)?;
     }
     Ok(missing)

@@ -53,6 +53,14 @@ pub trait Storage: Debug + Send + Sync {
     /// When the storage fails.
     fn list(&self) -> Result<Vec<String>, StorageError>;
 
+    /// Bytes that may still be written, for those who stop before the last; `None`: nobody knows.
+    ///
+    /// # Errors
+    /// When the storage cannot be asked.
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        Ok(None)
+    }
+
     /// Takes the directory for one writer, until the returned value is dropped or the process dies.
     ///
     /// # Errors

@@ -114,6 +114,12 @@ impl Storage for OsStorage {
         Ok(names)
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        let stat = nix::sys::statvfs::statvfs(&self.path)
+            .map_err(|error| StorageError::os("measure", &self.path.display().to_string(), error.into()))?;
+        Ok(Some(stat.blocks_available().saturating_mul(stat.fragment_size())))
+    }
+
     fn lock(&self) -> Result<Box<dyn StorageLock>, StorageError> {
         let file = OpenOptions::new()
             .read(true)

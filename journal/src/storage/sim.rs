@@ -288,6 +288,12 @@ impl Storage for SimStorage {
         Ok(self.state().names.keys().cloned().collect())
     }
 
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        let state = self.state();
+        let used: u64 = state.files.values().map(|content| content.now.len() as u64).sum();
+        Ok(state.faults.capacity_bytes.map(|most| most.saturating_sub(used)))
+    }
+
     fn lock(&self) -> Result<Box<dyn StorageLock>, StorageError> {
         let mut state = self.state();
         if state.locked {

@@ -175,7 +175,18 @@ impl Collection {
             }
         }
         for step in sparse.chunks(limits::REPACK_STEP_PACKS) {
-            self.repack(step, &mut report)?;
+            if store.room(self.live_bytes(step)).is_ok() {
+                self.repack(step, &mut report)?;
+                continue;
+            }
+            // One after another needs the least space, and each frees more than it takes.
+            for pack in step {
+                if store.room(self.live_bytes(&[*pack])).is_ok() {
+                    self.repack(&[*pack], &mut report)?;
+                } else {
+                    report.kept_packs += 1;
+                }
+            }
         }
         store.folder.sync().map_err(|error| store.poison(error))?;
         store.index.sync().map_err(|error| store.poison(error))?;
@@ -194,6 +205,15 @@ impl Collection {
             }
         }
         Ok(chunks)
+    }
+
+    /// What moving the live chunks of some packs writes at most.
+    fn live_bytes(&self, packs: &[PackId]) -> u64 {
+        let state = self.store.state();
+        let marks = state.marks.as_ref();
+        let live = |pack| marks.and_then(|marks| marks.packs.get(pack)).map_or(0, |live| live.bytes);
+        let open = state.memory_bytes() as u64;
+        packs.iter().map(live).sum::<u64>().saturating_add(open)
     }
 
     /// Moves the live chunks of some packs, then deletes the packs.
@@ -268,8 +288,9 @@ impl ChunkStore {
             // From here on no session can rely on it.
             state.packs.remove(pack).map_or(0, |pack| pack.info.bytes)
         };
-        self.index.remove(pack, chunks).map_err(|error| self.poison(error))?;
+        // The pack first: on a full disk the index needs the space. After a crash in between the opening forgets the rows.
         self.folder.delete(&pack.name()).map_err(|error| self.poison(error))?;
+        self.index.remove(pack, chunks).map_err(|error| self.poison(error))?;
         report.freed_bytes += bytes;
         Ok(true)
     }

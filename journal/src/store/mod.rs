@@ -55,6 +55,11 @@ pub mod limits {
     /// size. Beyond it the fullest is written early.
     pub const OPEN_PACKS_MAX: usize = 4;
 
+    /// Bytes that are left free beside a pack that is written, by default: what the index may need to note some packs and
+    /// to forget others. Its B-tree must never meet a full disk, after which it takes nothing until it is opened again.
+    /// Beyond it packs stay in memory and puts fail as on a full disk, while reads and collections go on.
+    pub const FLOOR_BYTES: u64 = 64 << 20;
+
     /// Bytes of decoded chunks kept for readers by default. Least recently used go first.
     pub const CACHE_BYTES: usize = 16 << 20;
 

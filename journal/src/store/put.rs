@@ -111,6 +111,7 @@ impl ChunkStore {
         loop {
             let next = self.state().full.first_key_value().map(|(id, pack)| (*id, Arc::clone(pack)));
             let Some((id, pack)) = next else { return Ok(()) };
+            self.room(pack.bytes().len() as u64)?;
             self.put_pack(&id, pack.bytes())?;
             let info = PackInfo {
                 salt: pack.salt,

@@ -29,6 +29,8 @@ pub struct StoreOptions {
     pub index_cache_bytes: usize,
     /// Cost of passphrases that are set from now on.
     pub kdf: KdfCost,
+    /// Bytes of the index's disk that packs leave free; see [`limits::FLOOR_BYTES`].
+    pub floor_bytes: u64,
 }
 
 impl Default for StoreOptions {
@@ -40,6 +42,7 @@ impl Default for StoreOptions {
             cache_bytes: limits::CACHE_BYTES,
             index_cache_bytes: limits::INDEX_CACHE_BYTES,
             kdf: KdfCost::default(),
+            floor_bytes: limits::FLOOR_BYTES,
         }
     }
 }
@@ -176,6 +179,14 @@ impl ChunkStore {
 
     pub(super) fn sound(&self) -> Result<(), StoreError> {
         if self.poisoned.load(Ordering::SeqCst) { Err(StoreError::Poisoned) } else { Ok(()) }
+    }
+
+    /// Whether so many bytes may be written and the floor stays free.
+    pub(super) fn room(&self, bytes: u64) -> Result<(), StoreError> {
+        match self.storage.free_bytes()? {
+            Some(free) if free < bytes.saturating_add(self.options.floor_bytes) => Err(StoreError::Full),
+            _ => Ok(()),
+        }
     }
 
     /// After this error nobody knows what is durable, or what the index holds.

@@ -23,6 +23,8 @@ pub(crate) fn options(seed: u8, pack_bytes: usize) -> StoreOptions {
         // A cache would hide what is lost.
         cache_bytes: 0,
         kdf: KdfCost { memory_kib: 64, passes: 1, lanes: 1 },
+        // Simulated disks are smaller than that; tests of a full one set it.
+        floor_bytes: 0,
         ..StoreOptions::default()
     }
 }
