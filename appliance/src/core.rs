@@ -16,6 +16,7 @@ use crate::images::Images;
 use crate::ingest::Committer;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
+use crate::packs::ObjectFolder;
 use crate::pki::Authority;
 use crate::recovery::Leases;
 use crate::retention::Retention;
@@ -42,6 +43,8 @@ pub struct Core {
     pub fleet: Fleet,
     /// The chunk store.
     pub images: Arc<Images>,
+    /// The packs of it, where they lie in object storage: for their counters.
+    pub packs: Option<Arc<ObjectFolder>>,
     /// Folding, snapshots and the space they take.
     pub retention: Retention,
     /// Files kept in the chunk store.

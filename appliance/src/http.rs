@@ -58,6 +58,9 @@ async fn metrics(State(core): State<Arc<Core>>) -> impl IntoResponse {
         }
     }
     core.metrics.stored(&core.images.store().statistics());
+    if let Some(packs) = &core.packs {
+        core.metrics.packed(packs);
+    }
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], core.metrics.render())
 }

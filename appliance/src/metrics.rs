@@ -13,6 +13,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tidemark_journal::store::StoreStatistics;
 
+use crate::packs::ObjectFolder;
+
 /// Labels a series with the VM's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct VmLabel {
@@ -58,10 +60,13 @@ pub struct Metrics {
     pub folded_bytes: Family<VmLabel, Counter>,
     /// Snapshots that are kept.
     pub snapshots: Family<VmLabel, Gauge>,
+    /// Bytes of a log that stay only for a clone, by the clone's name.
+    pub held_back: Family<VmLabel, Gauge>,
     /// Bytes that collections freed in the chunk store.
     pub collected_bytes: Counter,
     rejections: Family<ReasonLabel, Counter>,
     store: StoreGauges,
+    packs: PackGauges,
 }
 
 /// The chunk store in numbers, as of the last look.
@@ -85,6 +90,30 @@ impl StoreGauges {
             ("store_packs", "Packs of the chunk store", &gauges.packs),
             ("store_pack_bytes", "Bytes of all packs", &gauges.pack_bytes),
             ("store_memory_bytes", "Packs being filled and cached chunks in memory", &gauges.memory_bytes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        gauges
+    }
+}
+
+/// Packs in object storage in numbers, as of the last look; 0 where they lie here.
+#[derive(Debug, Default)]
+struct PackGauges {
+    cache_bytes: Gauge,
+    cache_hits: Gauge,
+    cache_misses: Gauge,
+    waiting_deletions: Gauge,
+}
+
+impl PackGauges {
+    fn register(registry: &mut Registry) -> Self {
+        let gauges = Self::default();
+        for (name, help, gauge) in [
+            ("packs_cache_bytes", "Bytes of packs kept on the local disk", &gauges.cache_bytes),
+            ("packs_cache_hits", "Reads answered by the cache since the start", &gauges.cache_hits),
+            ("packs_cache_misses", "Reads that went to the server since the start", &gauges.cache_misses),
+            ("packs_waiting_deletions", "Deletions that wait for the server", &gauges.waiting_deletions),
         ] {
             registry.register(name, help, gauge.clone());
         }
@@ -150,7 +179,10 @@ impl Default for Metrics {
         registry.register("retention_snapshots", "Snapshots that are kept", snapshots.clone());
         let collected_bytes = Counter::default();
         registry.register("store_collected_bytes", "Freed by collections", collected_bytes.clone());
+        let held_back = Family::default();
+        registry.register("clone_held_back_bytes", "Log that stays only for a clone", held_back.clone());
         let store = StoreGauges::register(&mut registry);
+        let packs = PackGauges::register(&mut registry);
         Self {
             registry: Mutex::new(registry),
             received_bytes,
@@ -168,8 +200,10 @@ impl Default for Metrics {
             folded_bytes,
             snapshots,
             collected_bytes,
+            held_back,
             rejections,
             store,
+            packs,
         }
     }
 }
@@ -196,6 +230,17 @@ impl Metrics {
         set(&self.store.memory_bytes, statistics.open_bytes.saturating_add(statistics.cache_bytes));
     }
 
+    /// Notes how packs in object storage stand.
+    pub fn packed(&self, folder: &ObjectFolder) {
+        let set = |gauge: &Gauge, value: u64| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        if let Some(cache) = folder.cache() {
+            set(&self.packs.cache_bytes, cache.bytes);
+            set(&self.packs.cache_hits, cache.hits);
+            set(&self.packs.cache_misses, cache.misses);
+        }
+        set(&self.packs.waiting_deletions, u64::try_from(folder.waiting_deletions()).unwrap_or(u64::MAX));
+    }
+
     /// Drops all series of a removed VM.
     pub fn forget(&self, vm: &str) {
         let label = VmLabel { vm: vm.to_owned() };
@@ -204,9 +249,14 @@ impl Metrics {
         self.folded_bytes.remove(&label);
         self.compared_bytes.remove(&label);
         self.known_bytes.remove(&label);
-        for gauge in
-            [&self.written_bytes, &self.durable_lag, &self.undurable_bytes, &self.open_gaps, &self.snapshots]
-        {
+        for gauge in [
+            &self.written_bytes,
+            &self.durable_lag,
+            &self.undurable_bytes,
+            &self.open_gaps,
+            &self.snapshots,
+            &self.held_back,
+        ] {
             gauge.remove(&label);
         }
     }

@@ -41,10 +41,10 @@ use crate::images::Images;
 use crate::ingest::{COMPARE_PARALLEL, Committer, SplitterService, rebuild_bookmarks};
 use crate::metrics::Metrics;
 use crate::objects::{ObjectRoots, Objects};
-use crate::packs;
+use crate::packs::{self, ObjectFolder};
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
-use crate::retention::Retention;
+use crate::retention::{Retention, rebuild_held};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -104,7 +104,8 @@ impl Appliance {
         data.delete_doomed()?;
         let authority = Authority::load_or_create(&data.ca(), now_us)?;
         let catalog = Catalog::open(&settings.catalog, &data.catalog(), &authority.sha256()).await?;
-        let images = Arc::new(open_images(&data, settings, &authority).await?);
+        let (images, packs) = open_images(&data, settings, &authority).await?;
+        let images = Arc::new(images);
         let objects = open_objects(&data, &images, &catalog).await?;
         let metrics = Arc::new(Metrics::default());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -136,6 +137,7 @@ impl Appliance {
             gate,
             fleet,
             images,
+            packs,
             retention,
             objects,
             committer: Arc::new(Committer::default()),
@@ -238,7 +240,11 @@ fn server_names(settings: &Settings) -> Vec<String> {
 }
 
 /// Opens the chunk store, with the master key and the packs from where the settings say.
-async fn open_images(data: &DataDir, settings: &Settings, authority: &Authority) -> anyhow::Result<Images> {
+async fn open_images(
+    data: &DataDir,
+    settings: &Settings,
+    authority: &Authority,
+) -> anyhow::Result<(Images, Option<Arc<ObjectFolder>>)> {
     let (dir, local) = (data.store(), data.packs());
     let secret = match master_key::pending(data)? {
         Some(record) => {
@@ -254,12 +260,13 @@ async fn open_images(data: &DataDir, settings: &Settings, authority: &Authority)
         None => settings.master_key.load(&data.store_key(), Images::exist(&dir)).await?,
     };
     let packs = settings.packs.clone();
+    let floor_bytes = Space::measure(data.root(), false).context("measuring free space")?.floor_bytes();
     let appliance: String = authority.sha256().iter().map(|byte| format!("{byte:02x}")).collect();
     let runtime = tokio::runtime::Handle::current();
     let opened = tokio::task::spawn_blocking(move || {
         let local = Arc::new(OsStorage::create(local)?);
         let packs = packs::open(&packs, local, &dir, &appliance, runtime, now_us())?;
-        Ok::<_, anyhow::Error>(Images::open_with(&dir, packs.folder, &secret)?)
+        Ok::<_, anyhow::Error>((Images::open_with(&dir, packs.folder, &secret, floor_bytes)?, packs.objects))
     });
     opened.await.context("opening the chunk store")?.context("opening the chunk store")
 }
@@ -310,8 +317,9 @@ async fn open_fleet(
         };
         if let Ok(journal) = log.journal() {
             let rebuilt = rebuild_bookmarks(catalog, id, &journal.timeline()).await?;
-            if rebuilt > 0 {
-                tracing::info!(vm = name, rebuilt, "bookmarks copied from the journal to the catalog");
+            let held = rebuild_held(catalog, id, &journal).await?;
+            if rebuilt + held > 0 {
+                tracing::info!(vm = name, rebuilt, held, "bookmarks copied from the journal to the catalog");
             }
         }
         fleet.add(Vm::new(id, name, log));
@@ -402,7 +410,12 @@ async fn watch_space(core: Arc<Core>, sender: watch::Sender<Space>, ending: Canc
             () = tokio::time::sleep(SPACE_INTERVAL) => {}
             () = ending.cancelled() => return,
         }
+        let was_low = sender.borrow().low();
         measure(&root, &sender, &core.metrics);
+        if !was_low && sender.borrow().low() {
+            // Folding may still keep ingest going.
+            core.retention.wake();
+        }
     }
 }
 

@@ -13,6 +13,10 @@ const RESERVE_DIVISOR: u64 = 20;
 /// Ingest resumes when this many reserves are free, so that it does not flap.
 const RESUME_FACTOR: u64 = 2;
 
+/// Of the reserve the last part, of so many, is for the index of the chunk store alone; folding takes the others, and makes
+/// space of them.
+const FLOOR_DIVISOR: u64 = 4;
+
 /// Low space is an alarm below this many reserves.
 const LOW_FACTOR: u64 = 4;
 
@@ -45,6 +49,13 @@ impl Space {
         Self { free_bytes, reserve_bytes, full: free_bytes < limit }
     }
 
+    /// Bytes that the chunk store leaves of the reserve: its index must never meet a full disk. 64 MiB, except on a small
+    /// file system.
+    #[must_use]
+    pub fn floor_bytes(&self) -> u64 {
+        self.reserve_bytes / FLOOR_DIVISOR
+    }
+
     /// Whether an operator should add space.
     #[must_use]
     pub fn low(&self) -> bool {
@@ -64,5 +75,6 @@ mod tests {
         assert!(Space::judge(2 * RESERVE_MAX_BYTES - 1, total, true).full);
         assert!(!Space::judge(2 * RESERVE_MAX_BYTES, total, true).full);
         assert_eq!(Space::judge(0, 20 << 20, false).reserve_bytes, 1 << 20);
+        assert_eq!(Space::judge(0, total, false).floor_bytes(), 64 << 20);
     }
 }

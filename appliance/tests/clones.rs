@@ -7,12 +7,15 @@ mod site;
 use std::process::Command;
 
 use site::{Guest, Site};
+use tidemark_appliance::retention::collect;
 use tidemark_proto::v1::clones_client::ClonesClient;
+use tidemark_proto::v1::retention_client::RetentionClient;
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
-    CloneInfo, CloneName, CreateCloneRequest, Empty, ExportCloneRequest, ExportInfo, FlushCloneRequest,
-    ListPointsRequest, OpenCloneRequest, OpenViewRequest, ReadViewRequest, RemoveVmRequest,
-    StartExportRequest, StopExportRequest, When, WriteCloneRequest,
+    ApplyPoliciesRequest, AssignPolicyRequest, CloneInfo, CloneName, CreateCloneRequest, Empty,
+    ExportCloneRequest, ExportInfo, FlushCloneRequest, ListPointsRequest, OpenCloneRequest, OpenViewRequest,
+    PoliciesReply, ReadViewRequest, RemoveVmRequest, RunRetentionRequest, StartExportRequest,
+    StopExportRequest, When, WriteCloneRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -274,4 +277,94 @@ async fn what_was_flushed_survives_a_kill_and_clones_are_there_or_not() {
     assert_eq!(journal.retention_clock(), 0, "a clone says nothing of the time by which locks end");
     let folders = std::fs::read_dir(site.settings.data.join("clones")).unwrap();
     assert_eq!(folders.count(), clones, "nothing half made is left");
+}
+
+async fn remove_vm(site: &Site, name: &str) -> Result<(), Status> {
+    site.console().await.remove_vm(RemoveVmRequest { name: name.into() }).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_is_exported_or_has_a_clone_that_is_down_cannot_be_removed() {
+    let mut site = Site::start().await;
+    let (_guest, ones, _) = protected(&site, "web-1").await;
+    let request = StartExportRequest { vm: "web-1".into(), at: latest(), ..Default::default() };
+    let exports = site.console().await.start_export(request).await.unwrap().into_inner().exports;
+    let refused = remove_vm(&site, "web-1").await.unwrap_err();
+    assert!(refused.message().contains("is exported"), "{refused}");
+    stop(&site, &exports[0]).await;
+    create(&site, "web-1", lsn(ones), "copy").await.unwrap();
+    site.stop().await;
+    // The clone's journal cannot be opened, so it does not say what it was made from. The pin does.
+    let folder = std::fs::read_dir(site.settings.data.join("clones")).unwrap().next().unwrap().unwrap();
+    let manifest = folder.path().join("journal/manifest");
+    let good = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, b"not a manifest").unwrap();
+    site.restart().await;
+    assert!(list(&site).await[0].problem.contains("cannot be opened"));
+    let alarms = site.console().await.status(Empty {}).await.unwrap().into_inner().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains("the clone is damaged or down")), "{alarms:?}");
+    let refused = remove_vm(&site, "web-1").await.unwrap_err();
+    assert!(
+        refused.code() == Code::FailedPrecondition && refused.message().contains("has clones"),
+        "{refused}"
+    );
+    site.stop().await;
+    std::fs::write(&manifest, good).unwrap();
+    site.restart().await;
+    remove(&site, "copy").await.unwrap();
+    remove_vm(&site, "web-1").await.unwrap();
+}
+
+/// A clone's own history goes by the policy of what it was made from, and then needs it no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_is_folded_by_its_policy_and_needs_its_vm_no_more() {
+    let mut site = Site::start().await;
+    let (_guest, ones, _) = protected(&site, "web-1").await;
+    create(&site, "web-1", lsn(ones), "copy").await.unwrap();
+    let policy = |name: &str| format!("[policy.{name}]\nwindow = \"1s\"\n");
+    let context = site.context();
+    let channel = site.channel(Some((&context.certificate_pem, &context.key_pem))).await.unwrap();
+    let mut retention = RetentionClient::new(channel);
+    let toml = policy("short");
+    let policies = retention.apply_policies(ApplyPoliciesRequest { toml, create: false }).await.unwrap();
+    let vms = |policies: PoliciesReply, name: &str| {
+        policies.policies.into_iter().find(|policy| policy.name == name).unwrap().vms
+    };
+    assert_eq!(vms(policies.into_inner(), "default"), ["copy", "web-1"], "a clone follows its VM");
+    let assign = AssignPolicyRequest { policy: "short".into(), vm: "copy".into() };
+    retention.assign_policy(assign).await.unwrap();
+    // Several segments of writes into the clone.
+    let core = std::sync::Arc::clone(site.appliance().core());
+    let clone = core.fleet.by_name("copy").unwrap();
+    let volume = core.clones.volume(&core, &clone);
+    let disk = volume.disks().unwrap()[0].id;
+    let block: Vec<u8> =
+        (0..1_u32 << 18).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    for round in 0..150_u64 {
+        volume.write_at(disk, round % 8 << 20, &block[usize::try_from(round).unwrap()..]).unwrap();
+        volume.flush().unwrap();
+    }
+    let expected = content(&site, "copy", latest()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    let run = RunRetentionRequest { vm: "copy".into() };
+    let done = retention.run_retention(run.clone()).await.unwrap().into_inner().vms.remove(0);
+    assert!(done.problem.is_empty() && done.folded_bytes > 0 && done.base_lsn > ones, "{done:?}");
+    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    // The pin goes at the latest with the next start; then nothing keeps the VM.
+    drop((volume, clone, core));
+    site.restart().await;
+    assert_eq!(pins(&site, "web-1"), 0);
+    let listed = list(&site).await.remove(0);
+    assert_eq!((listed.parent.as_str(), listed.lsn, listed.problem.as_str()), ("", 0, ""));
+    site.console().await.remove_vm(RemoveVmRequest { name: "web-1".into() }).await.unwrap();
+    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    site.restart().await;
+    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    // What it has in the store stays through collections.
+    let freed = collect(site.appliance().core());
+    assert!(freed.is_ok(), "{freed:?}");
+    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    let export = export(&site, "copy").await.unwrap();
+    stop(&site, &export).await;
+    remove(&site, "copy").await.unwrap();
 }

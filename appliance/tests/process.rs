@@ -9,11 +9,10 @@
 
 mod site;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use site::Site;
+use site::{Site, Tmpfs};
 use tidemark_appliance::settings::Settings;
 use tidemark_proto::v1::{Empty, appliance_message};
 
@@ -96,33 +95,6 @@ async fn get(address: std::net::SocketAddr, path: &str) -> (u16, String) {
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split_whitespace().nth(1).unwrap().parse().unwrap(), body.to_owned())
-}
-
-/// A small file system of this test alone.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            println!("skipped: mounting a small file system needs root");
-            return None;
-        }
-        std::fs::create_dir_all(path).unwrap();
-        let size = format!("size={mebibytes}m");
-        let status =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).status().unwrap();
-        if !status.success() {
-            println!("skipped: no file system can be mounted here");
-            return None;
-        }
-        Some(Self(path.to_path_buf()))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[tokio::test]

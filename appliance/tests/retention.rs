@@ -210,6 +210,12 @@ async fn nobody_releases_shortens_or_removes_a_locked_point() {
         |until_us, lock| HoldBookmarkRequest { vm: "a".into(), bookmark: "law".into(), until_us, lock };
     let endless = client.hold_bookmark(lock(0, true)).await.unwrap_err();
     assert_eq!(endless.code(), Code::InvalidArgument, "{endless}");
+    // What is past would end at once, or never: 0 means no end.
+    for (past, as_lock) in [(1, false), (tidemark_appliance::clock::now_us() - 1_000_000, true)] {
+        let refused = client.hold_bookmark(lock(past, as_lock)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("is past: name one after"), "{refused}");
+    }
     client.hold_bookmark(lock(until_us, true)).await.unwrap();
     let shorter = client.hold_bookmark(lock(until_us - 1, true)).await.unwrap_err();
     assert!(shorter.message().contains("nobody can release or shorten"), "{shorter}");
@@ -220,4 +226,37 @@ async fn nobody_releases_shortens_or_removes_a_locked_point() {
     let removed = site.console().await.remove_vm(RemoveVmRequest { name: "a".into() }).await.unwrap_err();
     assert!(removed.message().contains("locked until"), "{removed}");
     assert!(site.console().await.status(Empty {}).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_bookmark_that_outlived_its_window_has_its_name_again_after_the_catalog_is_lost() {
+    let mut site = Site::start().await;
+    let mut guest = site.guest("a", DISK_BYTES).await;
+    let mut stream = guest.connect(&site).await.unwrap();
+    guest.protect(&mut stream).await;
+    let (mut disk, mut states) = (vec![0; DISK_BYTES as usize], BTreeMap::new());
+    write(&mut guest, &mut stream, &mut disk, &mut states, 5).await;
+    bookmark(&site, &mut guest, &mut stream, "year-end").await;
+    let (kept, of_bookmark) = (guest.lsn, disk.clone());
+    let mut client = retention(&site).await;
+    client.apply_policies(ApplyPoliciesRequest { toml: SHORT.into(), create: false }).await.unwrap();
+    client.assign_policy(AssignPolicyRequest { policy: "short".into(), vm: "a".into() }).await.unwrap();
+    let hold = HoldBookmarkRequest { vm: "a".into(), bookmark: "year-end".into(), until_us: 0, lock: false };
+    client.hold_bookmark(hold).await.unwrap();
+    write(&mut guest, &mut stream, &mut disk, &mut states, 170).await;
+    let done = run(&mut client).await;
+    assert!(done.base_lsn > kept && done.segments_dropped > 0, "the marker left the log: {done:?}");
+    drop((stream, client));
+    site.lose_catalog().await;
+    let mut console = site.console().await;
+    let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
+    let list = console.list_points(request).await.unwrap().into_inner();
+    let named: Vec<_> = list.points.iter().filter(|point| point.name == "year-end").collect();
+    assert!(named.len() == 1 && named[0].lsn == kept && named[0].time_us > 0, "{:?}", list.points);
+    assert!(content(&mut console, when::Point::Bookmark("year-end".into())).await.unwrap() == of_bookmark);
+    // The next start adds no second one.
+    site.restart().await;
+    let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
+    let again = site.console().await.list_points(request).await.unwrap().into_inner();
+    assert_eq!(again.points.len(), list.points.len());
 }

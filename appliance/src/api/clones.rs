@@ -69,7 +69,7 @@ fn clone_named(core: &Core, name: &str) -> Result<Arc<Vm>, Status> {
 }
 
 fn info(core: &Core, clone: &Vm) -> CloneInfo {
-    let point = clone.origin.and_then(|origin| origin.point);
+    let point = clone.continues();
     let parent = point.and_then(|point| core.fleet.get(point.parent));
     let mut info = CloneInfo {
         name: clone.name.clone(),
@@ -78,6 +78,7 @@ fn info(core: &Core, clone: &Vm) -> CloneInfo {
         created_us: clone.origin.map_or(0, |origin| origin.created_us),
         clones: core.fleet.clones_of(clone.id).iter().map(|clone| clone.name.clone()).collect(),
         problem: clone.log.problem().unwrap_or_default(),
+        held_back_bytes: core.retention.held_back(clone.id),
         ..CloneInfo::default()
     };
     match (&parent, point) {

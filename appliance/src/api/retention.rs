@@ -17,14 +17,10 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
 use crate::recovery::rfc3339;
-use crate::retention::{NamedPolicy, Ran, Retention, all, defined, effective, parse};
+use crate::retention::{
+    HOLD, LOCK, NamedPolicy, Ran, Retention, all, bookmark_of, defined, effective_of, parse,
+};
 use crate::transport::Peer;
-
-/// What the pin of a held bookmark is named by, with the bookmark's name behind it.
-const HOLD: &str = "hold:";
-
-/// What the pin of a locked bookmark is named by.
-const LOCK: &str = "lock:";
 
 /// Serves what concerns retention.
 #[derive(Debug)]
@@ -47,9 +43,9 @@ impl RetentionService {
         blocking(move || {
             let having: Vec<(String, String)> = core
                 .fleet
-                .all()
+                .with_clones()
                 .iter()
-                .map(|vm| (effective(vm, &defined, &assignments).name, vm.name.clone()))
+                .map(|vm| (effective_of(&core, vm, &defined, &assignments).name, vm.name.clone()))
                 .collect();
             let vms = |name: &str| {
                 having.iter().filter(|(policy, _)| policy == name).map(|(_, vm)| vm.clone()).collect()
@@ -107,6 +103,13 @@ impl RetentionService {
             Status::not_found(format!("there is no bookmark named '{}' of '{}'", request.bookmark, vm.name))
         })?;
         let until_us = Some(request.until_us).filter(|until| *until > 0);
+        let now_us = self.core.retention.now().locks_us;
+        if until_us.is_some_and(|until| until <= now_us) {
+            return Err(Status::invalid_argument(format!(
+                "the bookmark cannot be kept until a time that is past: name one after {}",
+                rfc3339(now_us)
+            )));
+        }
         let (prefix, kind) = if request.lock { (LOCK, PinKind::Lock) } else { (HOLD, PinKind::Bookmark) };
         let name = format!("{prefix}{}", request.bookmark);
         let pin = Pin { name, kind, lsn: bookmark.lsn(), until_us };
@@ -179,8 +182,7 @@ fn refused(error: RetentionError) -> Status {
 }
 
 fn hold_info(pin: &Pin) -> HoldInfo {
-    let names = [HOLD, LOCK].into_iter().find_map(|prefix| pin.name.strip_prefix(prefix));
-    let name = match names {
+    let name = match bookmark_of(pin) {
         Some(bookmark) => format!("bookmark:{bookmark}"),
         None => pin.name.strip_prefix(SNAPSHOT_LOCK).map_or(pin.name.clone(), |lsn| format!("lsn:{lsn}")),
     };

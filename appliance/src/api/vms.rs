@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
-use tidemark_proto::v1::{Empty, ListVmsResponse, StatusReply, VmInfo};
+use tidemark_proto::v1::{Alarm, Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
 use crate::clock::now_us;
-use crate::clones::names as clone_names;
+use crate::clones::{names as clone_names, of_pin};
 use crate::core::Core;
 use crate::fleet::{Vm, alarms, vm_info};
 use crate::recovery::rfc3339;
@@ -28,13 +28,50 @@ pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse
 pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
     let vms = describe(core).await?;
     let space = *core.space.borrow();
+    let shared = Arc::clone(core);
+    let journals = blocking(move || Ok(journal_alarms(&shared))).await?;
     Ok(StatusReply {
-        alarms: alarms(&vms, &space).into_iter().chain(core.retention.alarms()).collect(),
+        alarms: alarms(&vms, &space).into_iter().chain(core.retention.alarms()).chain(journals).collect(),
         vms,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         appliance_time_us: now_us(),
         data_free_bytes: space.free_bytes,
     })
+}
+
+/// Bytes of a log that may stay only for a clone before that is an alarm: a day of a busy VM.
+const HELD_BACK_ALARM_BYTES: u64 = 16 << 30;
+
+/// What an operator should look at, of the journals and clones.
+fn journal_alarms(core: &Core) -> Vec<Alarm> {
+    let mut alarms = Vec::new();
+    let mut warn = |vm: &Vm, severity: &str, text: String| {
+        alarms.push(Alarm { vm: vm.name.clone(), severity: severity.to_owned(), text });
+    };
+    for vm in core.fleet.with_clones() {
+        // Of a VM its state says so.
+        if let Some(problem) = vm.log.problem().filter(|_| vm.origin.is_some()) {
+            warn(&vm, "critical", format!("the clone is damaged or down: {problem}"));
+        }
+        let bytes = core.retention.held_back(vm.id);
+        if bytes > HELD_BACK_ALARM_BYTES {
+            let text = format!(
+                "{bytes} bytes of the log of what the clone was made from stay only for it: remove the clone when it is not \
+                 needed"
+            );
+            warn(&vm, "warning", text);
+        }
+        let unhashed = vm.log.journal().map(|journal| journal.unhashed_segments()).unwrap_or_default();
+        if let Some((ordinal, problem)) = unhashed.first() {
+            let text = format!(
+                "{} segments of an older version cannot be signed, the first is {ordinal} ({problem}): look with \
+                 `tidemark journal verify`",
+                unhashed.len()
+            );
+            warn(&vm, "warning", text);
+        }
+    }
+    alarms
 }
 
 /// All VMs, by name.
@@ -60,8 +97,8 @@ async fn shut_out(core: &Core, vm: VmId) -> Result<(), Status> {
     Ok(())
 }
 
-/// A retention lock stands against everybody, and so against removing its VM.
-fn refuse_locked(core: &Core, vm: &Vm) -> Result<(), Status> {
+/// A retention lock stands against everybody, and so against removing its VM; a clone needs what it was made from.
+fn refuse_pinned(core: &Core, vm: &Vm) -> Result<(), Status> {
     let journal = vm.log.journal().map_err(|down| {
         Status::unavailable(format!(
             "the journal of '{}' cannot be read ({down}), so it is not known whether its points are locked or cloned: mend it \
@@ -69,9 +106,17 @@ fn refuse_locked(core: &Core, vm: &Vm) -> Result<(), Status> {
             vm.name
         ))
     })?;
+    // A clone whose own journal is down does not say what it was made from; the pin does.
+    let pins = journal.pins();
+    let clones = pins.iter().filter(|pin| pin.kind == PinKind::Clone).filter_map(|pin| of_pin(&pin.name));
+    let clones: Vec<_> = clones.filter_map(|id| core.fleet.get(id)).collect();
+    if !clones.is_empty() {
+        let text = format!("'{}' has clones: remove {} first", vm.name, clone_names(&clones));
+        return Err(Status::failed_precondition(text));
+    }
     let now_us = core.retention.now().locks_us.max(journal.retention_clock());
     let ends = |pin: &Pin| pin.until_us.filter(|until| pin.kind == PinKind::Lock && now_us < *until);
-    match journal.pins().iter().filter_map(ends).max() {
+    match pins.iter().filter_map(ends).max() {
         Some(until_us) => Err(Status::failed_precondition(format!(
             "points of '{}' are locked until {}: nobody can remove it before",
             vm.name,
@@ -93,12 +138,17 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
         let text = format!("'{name}' has clones: remove {} first", clone_names(&clones));
         return Err(Status::failed_precondition(text));
     }
+    if core.exports.list().await.iter().any(|export| export.vm == name) {
+        return Err(Status::failed_precondition(format!(
+            "'{name}' is exported: `tidemark export list`, then `tidemark export stop ID`"
+        )));
+    }
     if core.leases.holds(vm.id) {
         return Err(Status::failed_precondition(format!(
             "a view of '{name}' is open: unmount or end it first"
         )));
     }
-    refuse_locked(core, &vm)?;
+    refuse_pinned(core, &vm)?;
     shut_out(core, vm.id).await?;
     vm.close_session("the VM was removed", false);
     if let Some(session) = vm.session() {

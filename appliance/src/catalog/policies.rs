@@ -68,4 +68,13 @@ impl Catalog {
         execute!(self.pool, sql, vm.to_string(), policy)?;
         Ok(())
     }
+
+    /// Takes back what policy a VM or clone was given; none is fine.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn unassign_policy(&self, vm: VmId) -> Result<(), CatalogError> {
+        execute!(self.pool, "DELETE FROM policy_assignments WHERE vm_id = $1", vm.to_string())?;
+        Ok(())
+    }
 }

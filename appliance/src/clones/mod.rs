@@ -6,12 +6,14 @@
 //! folders of other names are deleted, pins without a clone are revoked, and a clone without its pin gets it back
 //! ([`open_all`]).
 
+mod independent;
 mod make;
 mod registry;
 mod remove;
 mod startup;
 mod volume;
 
+pub(crate) use independent::let_parent_go;
 pub use make::{CloneError, create};
 pub use registry::{Clones, HeldVolume, VolumeLease};
 pub(crate) use remove::names;
@@ -22,6 +24,11 @@ pub use volume::{CloneSource, Volume};
 /// The name of the pin that a clone has in its parent's manifest.
 fn pin_name(clone: tidemark_proto::ids::VmId) -> String {
     format!("{PIN_PREFIX}{clone}")
+}
+
+/// The clone whose pin has this name; `None`: it is no clone's.
+pub(crate) fn of_pin(name: &str) -> Option<tidemark_proto::ids::VmId> {
+    name.strip_prefix(PIN_PREFIX)?.parse().ok()
 }
 
 /// The time of changes to such pins: none. They end by no clock, and only retention's own may move the clock of a journal,

@@ -35,9 +35,14 @@ pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), CloneError> {
     if core.leases.holds(clone.id) || core.clones.holds(clone.id) {
         return Err(CloneError::InUse(format!("a view of '{name}' is open: unmount or end it first")));
     }
-    let core = Arc::clone(core);
-    let removed = tokio::task::spawn_blocking(move || take_away(&core, &clone));
-    removed.await.map_err(|error| CloneError::Journal(error.to_string()))?
+    let (shared, id) = (Arc::clone(core), clone.id);
+    let removed = tokio::task::spawn_blocking(move || take_away(&shared, &clone));
+    removed.await.map_err(|error| CloneError::Journal(error.to_string()))??;
+    // A row that stays names nothing.
+    if let Err(error) = core.catalog.unassign_policy(id).await {
+        tracing::warn!(%error, clone = name, "cannot forget the policy of a removed clone");
+    }
+    Ok(())
 }
 
 fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
@@ -47,6 +52,9 @@ fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
     core.data.sync_clones()?;
     core.fleet.remove(clone.id);
     core.clones.forget(clone.id);
+    core.retention.forget_clone(clone.id);
+    core.retention.soiled();
+    core.metrics.forget(&clone.name);
     clone.log.close("the clone was removed");
     // From here on it is gone; what fails now is done at the next start.
     let parent = clone.parent().and_then(|parent| core.fleet.get(parent));

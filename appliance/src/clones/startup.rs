@@ -8,7 +8,7 @@ use tidemark_journal::view::BaseImages;
 use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
 
-use super::{CREATED_NOTE, PIN_PREFIX, PIN_TIME_US, pin_name};
+use super::{CREATED_NOTE, PIN_TIME_US, of_pin, pin_name};
 use crate::data_dir::DataDir;
 use crate::fleet::{Fleet, LogKeys, Origin, Vm, VmLog};
 
@@ -73,9 +73,15 @@ fn agree(all: &[Arc<Vm>], clones: &BTreeSet<VmId>) {
         let pins = journal.pins();
         let pinned = pins.iter().filter(|pin| pin.kind == PinKind::Clone);
         for pin in pinned {
-            let of = pin.name.strip_prefix(PIN_PREFIX).and_then(|id| id.parse().ok());
-            if of.is_some_and(|id: VmId| !clones.contains(&id)) {
-                tracing::info!(vm = vm.name, pin = pin.name, "a pin without its clone is revoked");
+            let of = of_pin(&pin.name);
+            let independent = |id: VmId| {
+                let clone = all.iter().find(|clone| clone.id == id);
+                clone
+                    .and_then(|clone| clone.log.journal().ok())
+                    .is_some_and(|journal| !journal.needs_parent())
+            };
+            if of.is_some_and(|id| !clones.contains(&id) || independent(id)) {
+                tracing::info!(vm = vm.name, pin = pin.name, "a pin that no clone needs is revoked");
                 if let Err(error) = journal.revoke_pin(&pin.name, PIN_TIME_US) {
                     tracing::warn!(vm = vm.name, %error, "cannot revoke a pin without its clone");
                 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tidemark_journal::attest::Signer;
-use tidemark_journal::branch::ParentView;
+use tidemark_journal::branch::{BranchPoint, ParentView};
 use tidemark_journal::storage::OsStorage;
 use tidemark_journal::store::MasterKey;
-use tidemark_journal::view::BaseImages;
+use tidemark_journal::view::{BaseImages, Extent};
 use tidemark_journal::{
     DiskRecord, Encryption, Journal, LiveImages, OpenError, Options, Position, SyncError,
 };
@@ -74,12 +74,49 @@ pub struct VmLog {
     maintenance_due: AtomicBool,
     /// Of a clone, the journal that it continues.
     below: OnceLock<Arc<VmLog>>,
+    /// It is a clone's.
+    of_clone: bool,
 }
 
 #[derive(Debug)]
 enum Slot {
     Open { journal: Arc<Journal>, damage: Option<String> },
     Down(String),
+}
+
+/// What lies below a clone's log: the parent, or images in the chunk store.
+#[derive(Debug)]
+struct BelowBranch {
+    parent: ParentView,
+    images: Arc<dyn BaseImages>,
+}
+
+impl BelowBranch {
+    fn of(&self, image: &[u8]) -> &dyn BaseImages {
+        if BranchPoint::decode(image).is_some() { &self.parent } else { self.images.as_ref() }
+    }
+}
+
+impl BaseImages for BelowBranch {
+    fn read(
+        &self,
+        disk: DiskId,
+        image: &[u8],
+        sector: u64,
+        buffer: &mut [u8],
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.of(image).read(disk, image, sector, buffer)
+    }
+
+    fn extents(
+        &self,
+        disk: DiskId,
+        image: &[u8],
+        sector: u64,
+        sectors: u64,
+    ) -> Result<Vec<Extent>, Box<dyn std::error::Error + Send + Sync>> {
+        self.of(image).extents(disk, image, sector, sectors)
+    }
 }
 
 impl VmLog {
@@ -91,16 +128,23 @@ impl VmLog {
     #[must_use]
     pub fn open(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys) -> Arc<Self> {
         let slot = open_slot(vm, dir, &images, &keys, true);
-        Self::of(vm, dir, images, keys, slot)
+        Self::of(vm, dir, images, keys, slot, false)
     }
 
     /// Opens the journal of a clone, which is there. Blocks. It can be read once [`VmLog::continue_from`] was called.
     pub(crate) fn open_clone(id: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys) -> Arc<Self> {
         let slot = open_slot(id, dir, &images, &keys, false);
-        Self::of(id, dir, images, keys, slot)
+        Self::of(id, dir, images, keys, slot, true)
     }
 
-    fn of(vm: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys, slot: Slot) -> Arc<Self> {
+    fn of(
+        vm: VmId,
+        dir: &Path,
+        images: Arc<dyn BaseImages>,
+        keys: LogKeys,
+        slot: Slot,
+        of_clone: bool,
+    ) -> Arc<Self> {
         let position = match &slot {
             Slot::Open { journal, .. } => journal.durable(),
             Slot::Down(_) => Position::default(),
@@ -118,6 +162,7 @@ impl VmLog {
             maintaining: AtomicBool::new(false),
             maintenance_due: AtomicBool::new(false),
             below: OnceLock::new(),
+            of_clone,
         })
     }
 
@@ -137,8 +182,9 @@ impl VmLog {
     fn attach(&self, journal: &Journal) {
         if let (Some(point), Some(below)) = (journal.branch_point(), self.below.get()) {
             let below = Arc::clone(below);
-            journal
-                .set_images(Arc::new(ParentView::new(point, move |lsn| Ok(below.journal()?.view(lsn)?))));
+            let parent = ParentView::new(point, move |lsn| Ok(below.journal()?.view(lsn)?));
+            // Once it is folded it has images of its own, and views from before still read the parent.
+            journal.set_images(Arc::new(BelowBranch { parent, images: Arc::clone(&self.images) }));
         }
     }
 
@@ -175,6 +221,12 @@ impl VmLog {
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         match self.slot.lock().as_deref() {
+            // A VM's session opens its journal again at once; of a clone nobody does.
+            Ok(Slot::Open { journal, damage: None }) if self.of_clone && journal.is_poisoned() => Some(
+                "its disk failed: what was written since the last flush may be lost; check the disk, then restart the \
+                 appliance"
+                    .to_owned(),
+            ),
             Ok(Slot::Open { damage, .. }) => damage.clone(),
             Ok(Slot::Down(reason)) => Some(reason.clone()),
             Err(_) => Some("its state was lost: restart the appliance".into()),
@@ -284,7 +336,7 @@ impl VmLog {
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
-        let slot = open_slot(self.vm, &self.dir, &self.images, &self.keys, self.below.get().is_none());
+        let slot = open_slot(self.vm, &self.dir, &self.images, &self.keys, !self.of_clone);
         if let Slot::Open { journal, .. } = &slot {
             self.attach(journal);
             let position = journal.durable();

@@ -68,10 +68,20 @@ impl Vm {
         Self { origin: Some(origin), ..Self::new(id, name, log) }
     }
 
+    /// Of a clone, the point that its history continues; `None` when it needs no other, also since it was folded.
+    #[must_use]
+    pub fn continues(&self) -> Option<BranchPoint> {
+        let point = self.origin?.point?;
+        match self.log.journal() {
+            Ok(journal) if !journal.needs_parent() => None,
+            _ => Some(point),
+        }
+    }
+
     /// Of a clone, whose history lies below it.
     #[must_use]
     pub fn parent(&self) -> Option<VmId> {
-        Some(self.origin?.point?.parent)
+        Some(self.continues()?.parent)
     }
 
     /// The live session.
@@ -197,7 +207,10 @@ impl Fleet {
     /// The clones made from a VM or clone, by name.
     #[must_use]
     pub fn clones_of(&self, parent: VmId) -> Vec<Arc<Vm>> {
-        self.sorted(|vm| vm.parent() == Some(parent))
+        // What it began with first: that is known without its journal.
+        let began =
+            |vm: &Vm| vm.origin.and_then(|origin| origin.point).is_some_and(|point| point.parent == parent);
+        self.sorted(|vm| began(vm) && vm.parent() == Some(parent))
     }
 
     /// Adds a VM; one that is there stays.

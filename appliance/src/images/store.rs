@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use thiserror::Error;
 use tidemark_journal::storage::{OsStorage, StorageError};
 use tidemark_journal::store::{
-    ChunkStore, KeyDomain, LocalFolder, MasterSecret, PackFolder, StoreError, StoreOptions,
+    ChunkStore, KeyDomain, LocalFolder, MasterSecret, PackFolder, StoreError, StoreOptions, limits,
 };
 
 use super::Roots;
@@ -53,10 +53,10 @@ impl Images {
         // Both private: the names of packs say when something was stored.
         OsStorage::create(dir)?;
         let packs = LocalFolder::new(Arc::new(OsStorage::create(dir.join(PACKS))?));
-        Self::open_with(dir, Arc::new(packs), secret)
+        Self::open_with(dir, Arc::new(packs), secret, limits::FLOOR_BYTES)
     }
 
-    /// As [`Images::open`], with the packs in any folder or bucket. Blocks.
+    /// As [`Images::open`], with the packs in any folder or bucket; so many bytes of the disk are left free. Blocks.
     ///
     /// # Errors
     /// As [`Images::open`].
@@ -64,9 +64,10 @@ impl Images {
         dir: &Path,
         packs: Arc<dyn PackFolder>,
         secret: &MasterSecret,
+        floor_bytes: u64,
     ) -> Result<Self, ImagesError> {
         let storage = Arc::new(OsStorage::create(dir)?);
-        let options = StoreOptions { seed: rand::random(), ..StoreOptions::default() };
+        let options = StoreOptions { seed: rand::random(), floor_bytes, ..StoreOptions::default() };
         let store = if Self::exist(dir) {
             let (store, report) = ChunkStore::open(storage, packs, secret, options)?;
             if report.added > 0 || report.forgotten > 0 {

@@ -26,6 +26,10 @@ const JUMP_US: u64 = 5 * MINUTE_US;
 /// How long a jump must stand before windows believe it: time to see the alarm and set the clock right.
 const DISPUTE_US: u64 = 24 * 60 * MINUTE_US;
 
+/// No true time is before this program was written: 2026-01-01. A machine whose battery is empty starts at 1970, and a clock
+/// that begins there would stay decades behind, with locks that never end.
+const PLAUSIBLE_US: u64 = 1_767_225_600_000_000;
+
 /// A clock that is slewed gains or loses at most one part in so many: 500 ppm, as kernels allow.
 const SLEW_PARTS: u64 = 2000;
 
@@ -66,7 +70,7 @@ pub struct Now {
     pub jump: Option<Jump>,
 }
 
-/// A jump of the wall clock that is not believed yet.
+/// A jump of the wall clock that is not believed yet; of nothing by nothing while the clock was never set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Jump {
     /// How far the wall clock is ahead of windows, microseconds.
@@ -123,6 +127,10 @@ impl RetentionClock {
 
     /// Takes a look at the machine's clocks.
     pub fn observe(&mut self, tick: &Tick) -> Now {
+        if self.locks_us < PLAUSIBLE_US && tick.wall_us >= PLAUSIBLE_US {
+            // It has not begun yet: the first time that can be true is believed, as at a first start.
+            *self = Self::new(tick, 0);
+        }
         let same_boot = !tick.boot.is_empty() && tick.boot == self.boot && tick.boot_us >= self.boot_us;
         let elapsed = if same_boot {
             tick.boot_us - self.boot_us
@@ -141,6 +149,10 @@ impl RetentionClock {
         self.disputed_us = if ahead_us > JUMP_US { self.disputed_us.saturating_add(elapsed) } else { 0 };
         if self.disputed_us >= DISPUTE_US {
             (self.windows_us, self.disputed_us) = (tick.wall_us, 0);
+        }
+        if self.locks_us < PLAUSIBLE_US {
+            let jump = Some(Jump { ahead_us: 0, believed_in_us: 0 });
+            return Now { locks_us: self.locks_us, windows_us: self.windows_us, jump };
         }
         let jump = (self.windows_us < tick.wall_us && ahead_us > JUMP_US)
             .then(|| Jump { ahead_us, believed_in_us: DISPUTE_US.saturating_sub(self.disputed_us) });
@@ -177,6 +189,24 @@ mod tests {
         assert!(clock.observe(&tick("a", START + year, HOUR_US)).jump.is_some());
         let now = clock.observe(&tick("a", START + 2 * HOUR_US, 2 * HOUR_US));
         assert!(now.jump.is_none() && now.windows_us.abs_diff(START + 2 * HOUR_US) < MINUTE_US);
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_begins_when_it_is() {
+        let mut clock = RetentionClock::new(&tick("a", 1_000_000, 5), 0);
+        let now = clock.observe(&tick("a", 1_000_000 + HOUR_US, 5 + HOUR_US));
+        assert_eq!(now.jump, Some(Jump { ahead_us: 0, believed_in_us: 0 }));
+        assert!(now.locks_us < 2 * HOUR_US, "nothing ends by it: {now:?}");
+        // Kept and loaded, also with journals that have seen that time.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("clock");
+        clock.save(&path).unwrap();
+        let mut clock = RetentionClock::load(&path, &tick("b", 2_000_000, 1), HOUR_US);
+        let set = tick("b", START, 1 + HOUR_US);
+        assert_eq!(clock.observe(&set), Now { locks_us: START, windows_us: START, jump: None });
+        // From then on a jump is one.
+        let jumped = clock.observe(&tick("b", START + 9000 * HOUR_US, 1 + 2 * HOUR_US));
+        assert!(jumped.locks_us < START + 2 * HOUR_US && jumped.jump.is_some(), "{jumped:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use tidemark_proto::ids::VmId;
 
 use super::policies::{NamedPolicy, parse};
 use crate::catalog::{AssignmentRow, PolicyRow};
+use crate::core::Core;
 use crate::fleet::Vm;
 
 /// The name of the policy of VMs that were given none.
@@ -58,6 +59,24 @@ pub fn effective(vm: &Vm, defined: &[NamedPolicy], assignments: &[AssignmentRow]
         .or_else(|| named(DEFAULT_POLICY))
         .or(noted)
         .unwrap_or_else(built_in)
+}
+
+/// The policy of a VM or clone: a clone that was given none has that of what it was made from.
+#[must_use]
+pub fn effective_of(
+    core: &Core,
+    vm: &Vm,
+    defined: &[NamedPolicy],
+    assignments: &[AssignmentRow],
+) -> NamedPolicy {
+    if vm.origin.is_none() || of_catalog(vm.id, assignments).is_some() {
+        return effective(vm, defined, assignments);
+    }
+    // Clones lie upon each other a bounded number of times, and none upon itself.
+    match vm.parent().and_then(|parent| core.fleet.get(parent)) {
+        Some(parent) => effective_of(core, &parent, defined, assignments),
+        None => effective(vm, defined, assignments),
+    }
 }
 
 fn of_catalog(vm: VmId, assignments: &[AssignmentRow]) -> Option<&str> {

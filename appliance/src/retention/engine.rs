@@ -6,17 +6,20 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tidemark_journal::Journal;
 use tidemark_journal::retention::{
-    Advanced, Due, FoldError, ImageKeeper, Policy, Pressure, Terms, advance, due, step_bytes,
+    Advanced, Due, FoldError, ImageKeeper, Policy, Pressure, Terms, advance, due, held_back as held_back_of,
+    step_bytes,
 };
 use tidemark_journal::store::ChunkStore;
+use tidemark_proto::ids::VmId;
 use tidemark_proto::v1::Alarm;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::clock::{Now, RetentionClock, Tick};
 use super::collect::collect;
-use super::effective::{defined, effective, note};
+use super::effective::{defined, effective_of, note};
 use super::pace::Pacer;
 use crate::core::Core;
 use crate::fleet::Vm;
@@ -59,6 +62,8 @@ pub struct Retention {
     /// Held while a run is under way: one at a time.
     running: tokio::sync::Mutex<()>,
     problems: Mutex<BTreeMap<String, String>>,
+    /// By clone, what it keeps of another's log.
+    held_back: Mutex<BTreeMap<VmId, u64>>,
     /// Something may be garbage since the last collection.
     garbage: AtomicBool,
     collected: Mutex<Instant>,
@@ -81,6 +86,7 @@ impl Retention {
             paused: AtomicBool::new(false),
             running: tokio::sync::Mutex::default(),
             problems: Mutex::default(),
+            held_back: Mutex::default(),
             // What a crash left half-built.
             garbage: AtomicBool::new(true),
             collected: Mutex::new(Instant::now()),
@@ -139,12 +145,16 @@ impl Retention {
             .map(|(vm, problem)| alarm(vm, format!("retention does not go on: {problem}")))
             .collect();
         if let Some(jump) = self.now().jump {
-            let text = format!(
-                "the clock is {} min ahead of what can be explained: windows follow it in {} min, locks do not; \
+            let text = if jump.ahead_us == 0 {
+                "the clock was never set: nothing is folded and no lock or hold ends until it is; set the clock".to_owned()
+            } else {
+                format!(
+                    "the clock is {} min ahead of what can be explained: windows follow it in {} min, locks do not; \
                  check the clock",
-                jump.ahead_us / 60_000_000,
-                jump.believed_in_us / 60_000_000
-            );
+                    jump.ahead_us / 60_000_000,
+                    jump.believed_in_us / 60_000_000
+                )
+            };
             alarms.push(alarm("", text));
         }
         if self.is_paused() {
@@ -189,14 +199,17 @@ impl Retention {
         };
         let pressure = if core.space.borrow().low() { Pressure::Shorten } else { Pressure::None };
         let mut ran = Vec::new();
-        for vm in core.fleet.all() {
+        for vm in core.fleet.with_clones() {
             if only.is_some_and(|only| only.id != vm.id) || core.stopping.is_cancelled() {
                 continue;
             }
-            let named = effective(&vm, &policies, &assignments);
+            let named = effective_of(core, &vm, &policies, &assignments);
             let (shared, one) = (Arc::clone(core), Arc::clone(&vm));
             let stepped = tokio::task::spawn_blocking(move || {
-                note(&one, &named);
+                // A clone follows what it was made from, so it has no note of its own.
+                if one.origin.is_none() {
+                    note(&one, &named);
+                }
                 shared.retention.step(&shared, &one, &named.policy, pressure, force)
             });
             let outcome = stepped.await.unwrap_or_else(|error| Err(error.to_string()));
@@ -233,6 +246,7 @@ impl Retention {
         let mut pacer = Pacer::new(core, vm, &journal);
         let store: &Arc<ChunkStore> = core.images.store();
         let advanced = due(&journal, &terms).and_then(|due| {
+            self.note_held_back(core, &journal, &due);
             if !force && !is_worth_it(&due, &terms) {
                 return Ok(None);
             }
@@ -248,6 +262,7 @@ impl Retention {
                 if done.base.is_some() {
                     self.soiled();
                 }
+                crate::clones::let_parent_go(core, vm);
                 lock(&self.problems).remove(&vm.name);
                 if done.folded_bytes > 0 || done.segments > 0 || done.given_up > 0 {
                     tracing::info!(vm = vm.name, ?done, "history folded");
@@ -269,6 +284,28 @@ impl Retention {
                 Err(problem)
             }
         }
+    }
+
+    /// Notes what clones keep of a journal's log.
+    fn note_held_back(&self, core: &Core, journal: &Journal, due: &Due) {
+        let mut held_back = lock(&self.held_back);
+        for (pin, bytes) in held_back_of(journal, due) {
+            let Some(clone) = crate::clones::of_pin(&pin).and_then(|id| core.fleet.get(id)) else { continue };
+            let label = VmLabel { vm: clone.name.clone() };
+            core.metrics.held_back.get_or_create(&label).set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            held_back.insert(clone.id, bytes);
+        }
+    }
+
+    /// Bytes of a log that stay only for a clone, as of the last look.
+    #[must_use]
+    pub fn held_back(&self, clone: VmId) -> u64 {
+        lock(&self.held_back).get(&clone).copied().unwrap_or(0)
+    }
+
+    /// A clone is removed.
+    pub fn forget_clone(&self, clone: VmId) {
+        lock(&self.held_back).remove(&clone);
     }
 
     async fn collect_if_due(&self, core: &Arc<Core>, now: bool) {

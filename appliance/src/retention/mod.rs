@@ -6,11 +6,13 @@ mod clock;
 mod collect;
 mod effective;
 mod engine;
+mod holds;
 mod pace;
 mod policies;
 
 pub use clock::{Jump, Now, RetentionClock, Tick};
 pub use collect::{CollectError, collect};
-pub use effective::{DEFAULT_POLICY, all, defined, effective};
+pub use effective::{DEFAULT_POLICY, all, defined, effective, effective_of};
 pub use engine::{Ran, Retention};
+pub(crate) use holds::{HOLD, LOCK, bookmark_of, rebuild_held};
 pub use policies::{InvalidPolicy, NamedPolicy, parse};

@@ -14,7 +14,7 @@ const LOOK_BYTES: u64 = 1 << 20;
 /// How long one rest takes at most.
 const REST_MAX: Duration = Duration::from_millis(250);
 
-/// Rests as long as it worked, twice, whenever something was ingested meanwhile; ends when it is told to.
+/// Rests as long as it worked, twice, whenever something was ingested meanwhile and there is space; ends when it is told to.
 #[derive(Debug)]
 pub(super) struct Pacer<'a> {
     core: &'a Core,
@@ -38,7 +38,8 @@ impl<'a> Pacer<'a> {
             return true;
         }
         let commits = self.core.committer.queued();
-        if commits != self.commits {
+        // While space is short folding goes first: what it frees lets ingest go on at all.
+        if commits != self.commits && !self.core.space.borrow().low() {
             std::thread::sleep((self.since.elapsed() * 2).min(REST_MAX));
         }
         (self.bytes, self.since, self.commits) = (0, Instant::now(), self.core.committer.queued());

@@ -4,10 +4,12 @@
     unused_imports,
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "test support: each test uses a part, and says by a panic what does not hold"
 )]
 
 mod guest;
+mod tmpfs;
 
 use std::net::SocketAddr;
 use std::process::{Child, Command};
@@ -27,6 +29,7 @@ use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 pub(crate) use guest::{Guest, Stream};
+pub(crate) use tmpfs::Tmpfs;
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -67,7 +70,11 @@ impl Site {
 
     /// An appliance that is a process of its own, to be killed.
     pub(crate) async fn start_process(arguments: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::start_process_in(tempfile::tempdir().unwrap(), arguments).await
+    }
+
+    /// The same, with its data in `dir/data`.
+    pub(crate) async fn start_process_in(dir: TempDir, arguments: &[&str]) -> Self {
         let settings = Settings::local(&dir.path().join("data"));
         let mut site = Self { dir, settings, appliance: None, process: None };
         site.spawn(arguments).await;

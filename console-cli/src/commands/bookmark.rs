@@ -63,7 +63,11 @@ impl HoldArguments {
     fn request(&self, vm: &str, name: &str) -> Result<Option<HoldBookmarkRequest>> {
         let until = self.lock_until.as_ref().or(self.hold_until.as_ref());
         let until_us = match until {
-            Some(When::Time(time)) => u64::try_from(time.as_microsecond()).unwrap_or(0),
+            // 0 would mean without an end.
+            Some(When::Time(time)) => match u64::try_from(time.as_microsecond()) {
+                Ok(until_us) if until_us > 0 => until_us,
+                _ => bail!(UsageError("until when is a time that is still to come".into())),
+            },
             Some(_) => bail!(UsageError("until when is a time: 2030-01-01T00:00:00Z".into())),
             None if self.hold => 0,
             None => return Ok(None),

@@ -53,16 +53,23 @@ fn list(clones: Vec<CloneInfo>) -> Result<()> {
     let count = clones.len();
     let mut table = Table::new(["NAME", "OF", "POINT", "TIME", "LATEST", "STORED", ""]);
     for clone in clones {
-        let note = match (clone.problem.is_empty(), clone.clones.len()) {
+        let mut note = match (clone.problem.is_empty(), clone.clones.len()) {
             (false, _) => clone.problem,
             (true, 0) => String::new(),
             (true, 1) => "1 clone of it".to_owned(),
             (true, more) => format!("{more} clones of it"),
         };
+        if clone.held_back_bytes > 0 {
+            let comma = if note.is_empty() { "" } else { ", " };
+            note +=
+                &format!("{comma}keeps {} of the log of {}", size::show(clone.held_back_bytes), clone.parent);
+        }
+        // Its own history was folded: nothing is below it any more.
+        let independent = clone.parent.is_empty();
         table.row([
             clone.name,
-            clone.parent,
-            format!("lsn:{}", clone.lsn),
+            if independent { "-".to_owned() } else { clone.parent },
+            if independent { "-".to_owned() } else { format!("lsn:{}", clone.lsn) },
             moment::local(clone.time_us),
             format!("lsn:{}", clone.latest_lsn),
             size::show(clone.stored_bytes),
@@ -83,7 +90,7 @@ fn to_json(clone: &CloneInfo) -> Value {
         "name": clone.name, "id": clone.id, "parent": clone.parent, "lsn": clone.lsn,
         "time": moment::json(clone.time_us), "latest_lsn": clone.latest_lsn,
         "latest_time": moment::json(clone.latest_time_us), "created": moment::json(clone.created_us),
-        "stored_bytes": clone.stored_bytes, "disks": disks, "clones": clone.clones,
+        "stored_bytes": clone.stored_bytes, "held_back_bytes": clone.held_back_bytes, "disks": disks, "clones": clone.clones,
         "problem": (!clone.problem.is_empty()).then_some(&clone.problem),
     })
 }
