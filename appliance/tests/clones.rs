@@ -341,7 +341,7 @@ async fn a_clone_is_folded_by_its_policy_and_needs_its_vm_no_more() {
     let block: Vec<u8> =
         (0..1_u32 << 18).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     for round in 0..150_u64 {
-        volume.write_at(disk, round % 8 << 20, &block[usize::try_from(round).unwrap()..]).unwrap();
+        volume.write_at(disk, (round % 8) << 20, &block[usize::try_from(round).unwrap()..]).unwrap();
         volume.flush().unwrap();
     }
     let expected = content(&site, "copy", latest()).await.unwrap();

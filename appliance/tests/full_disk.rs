@@ -118,7 +118,7 @@ fn fill(store: &Arc<ChunkStore>, from: u64) -> (Vec<(tidemark_journal::store::Ch
             Ok(id) => pending.push((id, seed)),
             Err(error) => return (durable, error),
         }
-        if seed % 4096 == 0 {
+        if seed.is_multiple_of(4096) {
             match store.flush() {
                 Ok(()) => durable.append(&mut pending),
                 Err(error) => return (durable, error),
@@ -340,7 +340,7 @@ async fn windows_shrink_then_ingest_stops_and_it_goes_on_by_itself_also_after_si
         if !writer.write().await {
             writer.connect_soon(&site).await;
         }
-        if !shrank && writer.writes.len() % 50 == 0 {
+        if !shrank && writer.writes.len().is_multiple_of(50) {
             let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
             let list = site.console().await.list_points(request).await.unwrap().into_inner();
             shrank = list.windows.first().is_some_and(|window| window.from_lsn > 10);
