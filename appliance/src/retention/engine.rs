@@ -263,6 +263,9 @@ impl Retention {
                     self.soiled();
                 }
                 crate::clones::let_parent_go(core, vm);
+                if done.segments > 0 {
+                    remove_what_clones_kept(core, vm, &journal)?;
+                }
                 lock(&self.problems).remove(&vm.name);
                 if done.folded_bytes > 0 || done.segments > 0 || done.given_up > 0 {
                     tracing::info!(vm = vm.name, ?done, "history folded");
@@ -334,6 +337,16 @@ impl Retention {
             Err(error) => tracing::error!(%error, "a collection ended unexpectedly"),
         }
     }
+}
+
+/// Removes files that stayed because a clone had them from its last read below.
+fn remove_what_clones_kept(core: &Core, vm: &Vm, journal: &Journal) -> Result<(), String> {
+    for clone in core.fleet.all().iter().filter(|clone| clone.parent() == Some(vm.id)) {
+        if let Ok(branch) = clone.log.journal() {
+            branch.let_go_below();
+        }
+    }
+    journal.drop_folded().map(drop).map_err(|error| error.to_string())
 }
 
 /// Whether what is due pays for the work it makes.
