@@ -181,7 +181,8 @@ impl Engine {
         kernel.ring.seek(start)?;
         let restarted = self.restart_drained(kernel);
         self.look(kernel.ring);
-        let from = self.lsn.saturating_add(1);
+        // What was captured after the last clean heartbeat was vouched for by no counter, and those counters are gone.
+        let from = self.clean_lsn.saturating_add(1);
         for cause in [GapCause::InitialCopy, GapCause::CaptureRestarted] {
             let initial = cause == GapCause::InitialCopy;
             let slots: Vec<Slot> = disks
