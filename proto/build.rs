@@ -8,8 +8,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = [
         "schema/stream.proto",
         "schema/compare.proto",
+        "schema/verify.proto",
         "schema/enrolment.proto",
         "schema/console.proto",
+        "schema/jobs.proto",
         "schema/history.proto",
         "schema/retention.proto",
         "schema/clones.proto",

@@ -38,6 +38,10 @@ pub struct Metrics {
     pub compared_bytes: Family<VmLabel, Counter>,
     /// Of them, bytes that were known and not sent.
     pub known_bytes: Family<VmLabel, Counter>,
+    /// Bytes of disks that verifies compared.
+    pub verified_bytes: Family<VmLabel, Counter>,
+    /// Of them, bytes that differed from the journal.
+    pub differing_bytes: Family<VmLabel, Counter>,
     /// Frames received from splitters.
     pub received_frames: Family<VmLabel, Counter>,
     /// Bytes written to journals since they were opened.
@@ -142,6 +146,10 @@ impl Default for Metrics {
         registry.register("ingest_compared_bytes", "Asked about by hashes", compared_bytes.clone());
         let known_bytes = Family::default();
         registry.register("ingest_known_bytes", "Asked about by hashes and known", known_bytes.clone());
+        let verified_bytes = Family::default();
+        registry.register("verify_compared_bytes", "Compared by verifies", verified_bytes.clone());
+        let differing_bytes = Family::default();
+        registry.register("verify_differing_bytes", "Differing from the journal", differing_bytes.clone());
         let written_bytes = Family::default();
         registry.register(
             "journal_written_bytes",
@@ -189,6 +197,8 @@ impl Default for Metrics {
             received_frames,
             compared_bytes,
             known_bytes,
+            verified_bytes,
+            differing_bytes,
             written_bytes,
             durable_lag,
             undurable_bytes,
@@ -249,6 +259,8 @@ impl Metrics {
         self.folded_bytes.remove(&label);
         self.compared_bytes.remove(&label);
         self.known_bytes.remove(&label);
+        self.verified_bytes.remove(&label);
+        self.differing_bytes.remove(&label);
         for gauge in [
             &self.written_bytes,
             &self.durable_lag,

@@ -16,6 +16,7 @@ use tidemark_proto::v1::clones_server::ClonesServer;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
 use tidemark_proto::v1::history_server::HistoryServer;
+use tidemark_proto::v1::jobs_server::JobsServer;
 use tidemark_proto::v1::objects_server::ObjectsServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::search_server::SearchServer;
@@ -27,8 +28,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::api::{
-    self, AttestService, ClonesService, ConsoleService, HistoryService, ObjectsService, RetentionService,
-    SearchService,
+    self, AttestService, ClonesService, ConsoleService, HistoryService, JobsService, ObjectsService,
+    RetentionService, SearchService,
 };
 use crate::catalog::Catalog;
 use crate::clock::now_us;
@@ -118,6 +119,7 @@ impl Appliance {
         let fleet = open_fleet(&data, &catalog, &keeper, &log_keys).await?;
         let images_below: Arc<dyn BaseImages> = Arc::<ImageKeeper>::clone(&keeper);
         clones::open_all(&data, &fleet, &images_below, &log_keys).await?;
+        resume_verifies(&fleet, &catalog).await?;
         let retention = Retention::new(keeper, data.retention_clock(), retention_clock(&fleet));
         let (address, incoming) = bind(settings.listen, Arc::new(tls), Arc::clone(&metrics))
             .await
@@ -327,6 +329,18 @@ async fn open_fleet(
     Ok(fleet)
 }
 
+/// What an administrator asked for before the last end goes on with the VM's next session.
+async fn resume_verifies(fleet: &Fleet, catalog: &Catalog) -> anyhow::Result<()> {
+    for row in catalog.running_verifies().await? {
+        if let Some(vm) = row.vm().and_then(|vm| fleet.get(vm))
+            && vm.begin_verify(row.job()).is_err()
+        {
+            tracing::warn!(vm = vm.name, job = row.id, "two verifies of one VM: the older goes on");
+        }
+    }
+    Ok(())
+}
+
 /// The latest time that a journal has given something up at.
 fn retention_clock(fleet: &Fleet) -> u64 {
     let journals = fleet.all().into_iter().filter_map(|vm| vm.log.journal().ok());
@@ -381,6 +395,10 @@ async fn serve(
     let attest = AttestServer::new(AttestService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let attest = InterceptedService::new(attest, move |request| attest_gate.admit_admin(request));
+    let jobs_gate = Arc::clone(&core.gate);
+    let jobs = JobsServer::new(JobsService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let jobs = InterceptedService::new(jobs, move |request| jobs_gate.admit_admin(request));
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -398,6 +416,7 @@ async fn serve(
         .add_service(search)
         .add_service(objects)
         .add_service(attest)
+        .add_service(jobs)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await

@@ -10,6 +10,7 @@ use tidemark_proto::v1::attest_client::AttestClient as GeneratedAttestClient;
 use tidemark_proto::v1::clones_client::ClonesClient as GeneratedClonesClient;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
+use tidemark_proto::v1::jobs_client::JobsClient as GeneratedJobsClient;
 use tidemark_proto::v1::objects_client::ObjectsClient as GeneratedObjectsClient;
 use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
 use tidemark_proto::v1::search_client::SearchClient as GeneratedSearchClient;
@@ -63,6 +64,14 @@ pub(crate) fn search(channel: Channel) -> SearchClient {
 
 /// Calls the appliance's objects service.
 pub(crate) type ObjectsClient = GeneratedObjectsClient<Channel>;
+
+/// Calls the jobs service.
+pub(crate) type JobsClient = GeneratedJobsClient<Channel>;
+
+/// Calls the jobs service over a channel.
+pub(crate) fn jobs(channel: Channel) -> JobsClient {
+    GeneratedJobsClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
 
 /// Calls the service that signs.
 pub(crate) type AttestClient = GeneratedAttestClient<Channel>;

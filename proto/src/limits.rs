@@ -42,6 +42,14 @@ pub const QUESTION_MAX_PIECES: usize = 256;
 /// waits with the next; the appliance ends a stream that asks more.
 pub const QUESTIONS_MAX: usize = 64;
 
+/// Questions of a verify without an answer at most: a verify is in no hurry, and 4 MiB of a disk read and compared at once
+/// keep both sides busy on a link of a few milliseconds. The splitter waits with the next; the appliance ends a stream
+/// that asks more.
+pub const VERIFY_QUESTIONS_MAX: usize = 4;
+
+/// Differing places of a disk that a report of a verify names at most; the bytes count all.
+pub const VERIFY_RANGES_MAX: usize = 16;
+
 /// Milliseconds between heartbeats: a fifth of the RPO goal of one second.
 pub const HEARTBEAT_MS: u32 = 200;
 

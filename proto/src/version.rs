@@ -4,10 +4,13 @@ use thiserror::Error;
 
 /// Oldest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
-/// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`).
-pub const PROTOCOL_MAX: u32 = 2;
+/// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`). 3: verify on
+/// request (`VerifyRequest`).
+pub const PROTOCOL_MAX: u32 = 3;
 /// The first version in which pieces are asked about by their hashes.
 pub const HASHES_FIRST: u32 = 2;
+/// The first version in which the appliance may ask for a verify.
+pub const VERIFY: u32 = 3;
 
 /// The peers share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -46,8 +49,8 @@ mod tests {
 
     #[test]
     fn disjoint_or_empty_ranges_are_refused_with_both_ranges_named() {
-        let error = negotiate(3, 4).unwrap_err();
-        assert!(error.to_string().contains("3 to 4") && error.to_string().contains("upgrade"), "{error}");
+        let error = negotiate(4, 5).unwrap_err();
+        assert!(error.to_string().contains("4 to 5") && error.to_string().contains("upgrade"), "{error}");
         assert!(negotiate(0, 0).is_err());
         assert!(negotiate(1, 0).is_err());
     }

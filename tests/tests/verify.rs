@@ -1,4 +1,5 @@
-//! Hashes first: after a reboot the whole disk is in doubt, and nearly nothing of it travels.
+//! Hashes first: after a reboot the whole disk is in doubt, and nearly nothing of it travels. And verify on request: what
+//! changed behind the tap's back is found and repaired, and nothing else is.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,14 +14,18 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use serde_json::Value;
 use tidemark_tests::disks::{LoopDisk, read_direct};
 use tidemark_tests::leftovers::{Resource, Undo};
 use tidemark_tests::meter::Meter;
-use tidemark_tests::site::{Site, large, skipped};
+use tidemark_tests::site::{Site, large, program, skipped};
 
 const VM: &str = "doubtful";
 const DISK_BYTES: u64 = 192 << 20;
@@ -28,9 +33,15 @@ const BLOCK_BYTES: usize = 4096;
 
 /// Writes random blocks to random places, directly to the disk.
 fn scatter(device: &Path, blocks: u64, random: &mut StdRng) {
+    scatter_in(device, blocks, DISK_BYTES, random);
+}
+
+/// The same in a disk of another size; of a small one the first block is always one of them.
+fn scatter_in(device: &Path, blocks: u64, size_bytes: u64, random: &mut StdRng) {
     let file = OpenOptions::new().write(true).open(device).unwrap();
-    for _ in 0..blocks {
-        let place = random.random_range(0..DISK_BYTES / BLOCK_BYTES as u64) * BLOCK_BYTES as u64;
+    for index in 0..blocks {
+        let place = random.random_range(0..size_bytes / BLOCK_BYTES as u64) * BLOCK_BYTES as u64;
+        let place = if index == 0 && size_bytes == SMALL_BYTES { 0 } else { place };
         let mut block = vec![0; BLOCK_BYTES];
         random.fill(&mut block[..]);
         file.write_all_at(&block, place).unwrap();
@@ -120,6 +131,164 @@ fn after_a_reboot_with_one_percent_changed_at_most_two_percent_travel() {
     assert!(site.image(VM, 0, "bookmark:again").unwrap() == read_direct(disk.device()).unwrap());
     assert!(site.image(VM, 0, "bookmark:verified").unwrap().len() as u64 == DISK_BYTES);
     site.finish(&["connection", "not connected", "broke", "transport", "session", "stream"]).unwrap();
+}
+
+/// `vm verify --wait`: the job, and what was said where that is a failure.
+fn verified(site: &Site) -> (Value, Option<String>) {
+    let output = Command::new(program("tidemark").unwrap())
+        .arg("--context")
+        .arg(site.data().join("admin.context"))
+        .args(["vm", "verify", VM, "--wait", "--json"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let job = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+    (job, (!output.status.success()).then_some(said))
+}
+
+fn found_by_verify(site: &Site) -> usize {
+    site.points(VM).unwrap().gaps.iter().filter(|gap| gap.cause == "found by a verify").count()
+}
+
+fn verify_alarms(site: &Site) -> usize {
+    let status = site.cli_json(&["status"]).unwrap();
+    let alarms = status["alarms"].as_array().unwrap();
+    alarms.iter().filter(|alarm| alarm["text"].as_str().unwrap().contains("verify found")).count()
+}
+
+const SMALL_BYTES: u64 = 64 << 20;
+
+#[test]
+fn a_sector_that_changed_behind_the_tap_is_found_and_repaired() {
+    if skipped("the tap and loop devices") {
+        return;
+    }
+    let mut site = Site::start("on-request").unwrap();
+    let mut random = StdRng::seed_from_u64(19);
+    let disk = LoopDisk::create(&site.path().join("disk"), SMALL_BYTES).unwrap();
+    let splitter = site.add_splitter(VM, &["--ring-mib", "64"]).unwrap();
+    let refused = site.cli_refused(&["vm", "verify", VM]).unwrap();
+    assert!(refused.contains("not connected"), "{refused}");
+    site.splitter(splitter).unwrap().protect(disk.device(), true).unwrap();
+    site.wait_state(VM, "protected", Duration::from_secs(60)).unwrap();
+    let file = OpenOptions::new().write(true).open(disk.device()).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    for mib in 0..(SMALL_BYTES / 2) >> 20 {
+        random.fill(&mut piece[..]);
+        file.write_all_at(&piece, mib << 20).unwrap();
+    }
+    file.sync_all().unwrap();
+    let began = Instant::now();
+    let (clean, failure) = verified(&site);
+    println!("verify of {SMALL_BYTES} bytes: {:?}", began.elapsed());
+    assert_eq!(failure, None, "{clean}");
+    assert_eq!(clean["disks"][0]["equal_bytes"], SMALL_BYTES, "{clean}");
+    assert_eq!(found_by_verify(&site), 0);
+
+    // The first sector of a block that was written, and one that never was.
+    site.bookmark(VM, "wrong").unwrap();
+    let backing = OpenOptions::new().write(true).open(disk.backing()).unwrap();
+    let places = [(5 << 20) + 8192, (SMALL_BYTES / 4 * 3) + 4096 + 512];
+    for place in places {
+        backing.write_all_at(&[0xa5; 512], place).unwrap();
+    }
+    backing.sync_all().unwrap();
+    let (job, failure) = verified(&site);
+    assert!(failure.unwrap().contains("in doubt"), "{job}");
+    let found: Vec<_> = job["disks"][0]["differing"].as_array().unwrap().clone();
+    let expected = places.map(|place| serde_json::json!({ "offset": place / 4096 * 4096, "bytes": 4096 }));
+    assert_eq!(found, expected, "{job}");
+    assert_eq!(job["disks"][0]["differing_bytes"], 8192, "{job}");
+    assert_eq!(job["disks"][0]["compared_bytes"], SMALL_BYTES, "{job}");
+    assert!(found_by_verify(&site) > 0);
+    assert_eq!(verify_alarms(&site), 1);
+    let metrics = site.metrics().unwrap();
+    let counted = format!("tidemark_verify_differing_bytes_total{{vm=\"{VM}\"}} 8192");
+    assert!(metrics.contains(&counted), "{metrics}");
+
+    // Repaired from the end of the gap on; before it the point is there, with a warning.
+    site.bookmark(VM, "right").unwrap();
+    let present = read_direct(disk.device()).unwrap();
+    assert!(site.image(VM, 0, "bookmark:right").unwrap() == present);
+    assert!(site.image(VM, 0, "bookmark:wrong").unwrap() != present);
+    let listed = site.cli(&["point", "list", VM]).unwrap();
+    assert!(listed.contains("in doubt"), "{listed}");
+    let warned = Command::new(program("tidemark").unwrap())
+        .arg("--context")
+        .arg(site.data().join("admin.context"))
+        .args(["recover", VM, "--at", "bookmark:wrong", "--to"])
+        .arg(site.path().join("restored"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&warned.stderr);
+    assert!(warned.status.success() && said.contains("in doubt"), "{said}");
+
+    let (clean, failure) = verified(&site);
+    assert_eq!(failure, None, "{clean}");
+    assert_eq!(verify_alarms(&site), 0);
+    assert_eq!(site.cli_json(&["job", "list"]).unwrap().as_array().unwrap().len(), 3);
+
+    // A splitter that is killed on the way begins anew, by itself.
+    let begun = site.cli_json(&["vm", "verify", VM, "--disk", "disk-1"]).unwrap();
+    let splitter = site.splitter(splitter).unwrap();
+    splitter.kill().unwrap();
+    splitter.start().unwrap();
+    let id = begun["id"].as_str().unwrap();
+    let done = site.cli_json(&["job", "wait", id, "--timeout", "60s"]).unwrap();
+    assert_eq!((done["state"].as_str(), &done["id"]), (Some("done"), &begun["id"]), "{done}");
+    site.finish(&[
+        "connection",
+        "not connected",
+        "broke",
+        "transport",
+        "session",
+        "stream",
+        "a verify found",
+    ])
+    .unwrap();
+}
+
+#[test]
+fn a_busy_disk_verifies_clean_three_times() {
+    if skipped("the tap and loop devices") {
+        return;
+    }
+    let mut site = Site::start("busy").unwrap();
+    let mut random = StdRng::seed_from_u64(20);
+    let disk = LoopDisk::create(&site.path().join("disk"), SMALL_BYTES).unwrap();
+    let splitter = site.add_splitter(VM, &["--ring-mib", "64"]).unwrap();
+    site.splitter(splitter).unwrap().protect(disk.device(), true).unwrap();
+    site.wait_state(VM, "protected", Duration::from_secs(60)).unwrap();
+    let (device, done) = (disk.device().to_path_buf(), Arc::new(AtomicBool::new(false)));
+    let writer = {
+        let done = Arc::clone(&done);
+        std::thread::spawn(move || {
+            let mut written = 0_u64;
+            while !done.load(Ordering::Relaxed) {
+                // Scattered, and one place that is written all the time.
+                scatter_in(&device, 16, SMALL_BYTES, &mut random);
+                written += 16;
+            }
+            written
+        })
+    };
+    let mut skipped_bytes = 0;
+    for _ in 0..3 {
+        let (job, failure) = verified(&site);
+        assert_eq!(failure, None, "{job}");
+        let disk = &job["disks"][0];
+        skipped_bytes += disk["skipped_bytes"].as_u64().unwrap();
+        println!("{disk}");
+        let equal = disk["equal_bytes"].as_u64().unwrap();
+        assert!(equal >= SMALL_BYTES - (1 << 20), "{job}");
+    }
+    done.store(true, Ordering::Relaxed);
+    println!("{} writes meanwhile, {skipped_bytes} bytes passed over", writer.join().unwrap());
+    assert_eq!(found_by_verify(&site), 0);
+    site.wait_state(VM, "protected", Duration::from_secs(60)).unwrap();
+    site.bookmark(VM, "end").unwrap();
+    assert!(site.image(VM, 0, "bookmark:end").unwrap() == read_direct(disk.device()).unwrap());
+    site.finish(&[]).unwrap();
 }
 
 /// Seconds from now until the copy that `act` begins is done.

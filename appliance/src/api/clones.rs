@@ -200,6 +200,7 @@ async fn open(core: &Arc<Core>, caller: &Peer, request: OpenCloneRequest) -> Res
                 size_bytes: disk.size_bytes,
             })
             .collect(),
+        warnings: Vec::new(),
     };
     drop(changing);
     core.audit(&caller.role.uri(), "open clone for writing", &clone.name, "").await;

@@ -22,7 +22,11 @@ pub(super) async fn start(
     let disk = optional_disk(&request.disk)?;
     let view = open_view(core, &request.vm, request.at, disk).await?;
     let detail = format!("lsn:{} {}", view.lsn, request.tls_addr);
-    let exports = core.exports.start(view, disk, &request.tls_addr).await.map_err(failed)?;
+    let warnings = view.warnings.clone();
+    let mut exports = core.exports.start(view, disk, &request.tls_addr).await.map_err(failed)?;
+    if let Some(first) = exports.first_mut() {
+        first.warnings = warnings;
+    }
     core.audit(&caller.role.uri(), "start export", &request.vm, &detail).await;
     Ok(ExportsReply { exports })
 }

@@ -6,15 +6,15 @@ use tidemark_journal::Kept;
 use tidemark_journal::timeline::{self, Timeline};
 use tidemark_proto::ids::Lsn;
 use tidemark_proto::limits::TEXT_MAX_BYTES;
-use tidemark_proto::v1::{Gap, ListPointsRequest, ListPointsResponse, Point, When, Window, when};
+use tidemark_proto::v1::{self, Gap, ListPointsRequest, ListPointsResponse, Point, When, Window, when};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
-use crate::catalog::BookmarkRow;
+use crate::catalog::{BookmarkRow, VerifyRow};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::ingest::CRASH;
-use crate::recovery::cause_text;
+use crate::recovery::{Doubt, cause_text, doubts};
 
 /// Entries of each kind in one answer at most: the newest. An operator who needs more narrows the range.
 const ENTRIES_MAX: usize = 10_000;
@@ -25,6 +25,7 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
         return Err(Status::invalid_argument("the text to search for is too long"));
     }
     let bookmarks = core.catalog.bookmarks(vm.id).await.map_err(catalog)?;
+    let verifies = core.catalog.verifies_of(vm.id).await.map_err(catalog)?;
     blocking(move || {
         let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
         let timeline = journal.timeline();
@@ -54,7 +55,16 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
             points.sort_by_key(|point| point.lsn);
         }
         let gaps = timeline.gaps().iter().filter(|gap| range.touches(gap)).map(gap_info).collect();
-        Ok(ListPointsResponse { windows: newest(windows), points: newest(points), gaps: newest(gaps) })
+        let verified: Vec<_> = verifies.iter().flat_map(VerifyRow::verified).collect();
+        let doubts = doubts(timeline.gaps(), &verified)
+            .into_iter()
+            .filter(|doubt| doubt.to.0 >= range.from.0 && doubt.from.0 <= range.to.0);
+        Ok(ListPointsResponse {
+            windows: newest(windows),
+            points: newest(points),
+            gaps: newest(gaps),
+            doubts: newest(doubts.map(doubt_info).collect()),
+        })
     })
     .await
 }
@@ -139,6 +149,15 @@ fn snapshot(vm: &str, kept: &Kept) -> Point {
         kind: "snapshot".into(),
         name: String::new(),
         consistency: CRASH.into(),
+    }
+}
+
+fn doubt_info(doubt: Doubt) -> v1::Doubt {
+    v1::Doubt {
+        from_lsn: doubt.from.0,
+        to_lsn: doubt.to.0,
+        disk: doubt.disk.to_string(),
+        detail: doubt.detail,
     }
 }
 

@@ -8,6 +8,7 @@ use tidemark_proto::v1::{Alarm, Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
+use crate::catalog::VerifyRow;
 use crate::clock::now_us;
 use crate::clones::{names as clone_names, of_pin};
 use crate::core::Core;
@@ -30,8 +31,11 @@ pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
     let space = *core.space.borrow();
     let shared = Arc::clone(core);
     let journals = blocking(move || Ok(journal_alarms(&shared))).await?;
+    let found = core.catalog.verifies_that_found().await.map_err(catalog)?;
+    let found = found.iter().filter_map(|row| verify_alarm(core, row));
+    let of_vms = alarms(&vms, &space).into_iter();
     Ok(StatusReply {
-        alarms: alarms(&vms, &space).into_iter().chain(core.retention.alarms()).chain(journals).collect(),
+        alarms: of_vms.chain(core.retention.alarms()).chain(journals).chain(found).collect(),
         vms,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         appliance_time_us: now_us(),
@@ -72,6 +76,19 @@ fn journal_alarms(core: &Core) -> Vec<Alarm> {
         }
     }
     alarms
+}
+
+/// What the last verify of a VM found, until one finds nothing.
+fn verify_alarm(core: &Core, row: &VerifyRow) -> Option<Alarm> {
+    let (vm, job) = (core.fleet.get(row.vm()?)?, row.job());
+    let text = format!(
+        "a verify found {} bytes that were not as in the journal, and read them again: `tidemark point list {}` shows \
+         which points are in doubt; find out what wrote them past the splitter, then run `tidemark vm verify {}` again",
+        job.differing_bytes(),
+        vm.name,
+        vm.name
+    );
+    Some(Alarm { vm: vm.name.clone(), severity: "warning".into(), text })
 }
 
 /// All VMs, by name.

@@ -11,6 +11,7 @@ mod pool;
 mod search;
 mod tags;
 mod tokens;
+mod verifications;
 mod vms;
 
 pub use audit::AuditEntry;
@@ -21,6 +22,7 @@ pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
 pub use search::{FoundPoint, PointSearch};
 pub use tags::TagRow;
 pub use tokens::{TokenRow, TokenState};
+pub use verifications::VerifyRow;
 pub use vms::{HelloRecord, NewCertificate, VmRow};
 
 /// Microseconds as the databases store them. Saturates in the year 294,000.

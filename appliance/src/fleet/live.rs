@@ -23,6 +23,8 @@ pub enum Command {
     },
     /// Ask the splitter for a marker.
     Marker(MarkerAsk),
+    /// A verify is wanted: the VM has it.
+    Verify,
 }
 
 /// A marker that the console asks for.
@@ -45,6 +47,10 @@ pub struct SessionHandle {
     pub boot_id: String,
     /// The tap's identity.
     pub capture_id: Vec<u8>,
+    /// What the splitter calls itself, for people.
+    pub software: String,
+    /// Of the session.
+    pub protocol: u32,
     /// To the session. It may be full or closed: the session is then ending.
     pub commands: mpsc::Sender<Command>,
     /// When the last message came in, microseconds since 1970.

@@ -3,7 +3,7 @@
 use tidemark_journal::timeline::{Gap, Timeline};
 use tidemark_proto::v1::{Alarm, DiskState, GapCause, VmDisk, VmInfo};
 
-use super::{Live, Vm};
+use super::{Live, VerifyJob, Vm};
 use crate::catalog::VmRow;
 use crate::recovery::cause_text;
 use crate::space::Space;
@@ -43,6 +43,7 @@ pub fn vm_info(vm: &Vm, row: &VmRow, now_us: u64) -> VmInfo {
     let (state, reason) = state(vm, row, &live, &timeline, &open, durable.lsn.0);
     info.state = state.into();
     info.reason = reason;
+    info.verify = vm.verify().filter(VerifyJob::is_running).map(|job| job.info(&vm.name));
     info
 }
 

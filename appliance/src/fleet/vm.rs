@@ -8,7 +8,7 @@ use tidemark_journal::branch::BranchPoint;
 use tidemark_proto::ids::{Lsn, VmId};
 use tokio::sync::oneshot;
 
-use super::{Command, Live, SessionHandle, VmLog};
+use super::{Command, Live, SessionHandle, VerifyJob, VmLog};
 
 /// What became of a marker that was asked for.
 pub type MarkerOutcome = Result<(Lsn, u64, String), String>;
@@ -40,6 +40,7 @@ pub struct Vm {
     pub(crate) admission: tokio::sync::Mutex<()>,
     session: Mutex<Option<SessionHandle>>,
     live: Mutex<Live>,
+    pub(super) verify: Mutex<Option<VerifyJob>>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<MarkerOutcome>>>,
     next_request: AtomicU64,
 }
@@ -56,6 +57,7 @@ impl Vm {
             admission: tokio::sync::Mutex::new(()),
             session: Mutex::default(),
             live: Mutex::default(),
+            verify: Mutex::default(),
             waiting: Mutex::default(),
             // Request numbers of an earlier process must not be taken for ours.
             next_request: AtomicU64::new(crate::clock::now_us().max(1)),

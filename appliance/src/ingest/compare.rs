@@ -144,7 +144,12 @@ fn answer(journal: &Journal, key: &HashKey, due: Vec<Waiting>) -> Answered {
 }
 
 /// Whether each piece is what the view has at its place.
-fn compare(view: &View, disk: DiskId, key: &HashKey, asked: &[Piece]) -> Result<Vec<bool>, ViewError> {
+pub(super) fn compare(
+    view: &View,
+    disk: DiskId,
+    key: &HashKey,
+    asked: &[Piece],
+) -> Result<Vec<bool>, ViewError> {
     let size = view.disks().iter().find(|found| found.id == disk).map_or(0, |found| found.size_bytes);
     let mut known = Vec::with_capacity(asked.len());
     let mut content = Vec::new();

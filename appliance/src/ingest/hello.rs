@@ -312,6 +312,7 @@ pub(super) fn stream_position(position: &Position) -> StreamPosition {
 pub(super) fn handle(
     id: u64,
     hello: &Hello,
+    protocol: u32,
     commands: tokio::sync::mpsc::Sender<crate::fleet::Command>,
     done: tokio_util::sync::CancellationToken,
 ) -> SessionHandle {
@@ -319,6 +320,8 @@ pub(super) fn handle(
         id,
         boot_id: hello.platform.as_ref().map(|platform| platform.boot_id.clone()).unwrap_or_default(),
         capture_id: hello.capture_id.to_vec(),
+        software: hello.software.clone(),
+        protocol,
         commands,
         last_message_us: Arc::new(std::sync::atomic::AtomicU64::new(now_us())),
         done,

@@ -10,6 +10,7 @@ mod hello;
 mod reader;
 mod service;
 mod session;
+mod verify;
 
 pub(crate) use bookmarks::CRASH;
 pub use bookmarks::{rebuild_bookmarks, store_bookmark};

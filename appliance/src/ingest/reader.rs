@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tidemark_proto::limits::{MESSAGE_MAX_BYTES, WINDOW_BYTES};
 use tidemark_proto::v1::{
-    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Pong, SplitterMessage, appliance_message, frame,
-    splitter_message,
+    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Pong, SplitterMessage, VerifyQuestion, VerifyReport,
+    appliance_message, frame, splitter_message,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Code, Status, Streaming};
@@ -34,6 +34,8 @@ pub(super) enum Inbound {
     NonceSaved,
     MarkerFailed(MarkerFailed),
     Question(HashQuestion, OwnedSemaphorePermit),
+    VerifyQuestion(VerifyQuestion, OwnedSemaphorePermit),
+    VerifyReport(VerifyReport),
     /// The splitter broke a rule of the protocol.
     Broken(String),
     /// The connection is gone.
@@ -102,6 +104,13 @@ async fn read(
                 let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
                 Inbound::Question(question, permit)
             }
+            Some(splitter_message::Body::VerifyQuestion(verify)) => {
+                let bytes = verify.question.as_ref().map_or(0, question_bytes);
+                let units = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+                let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
+                Inbound::VerifyQuestion(verify, permit)
+            }
+            Some(splitter_message::Body::VerifyReport(report)) => Inbound::VerifyReport(report),
             Some(splitter_message::Body::NonceSaved(_)) => Inbound::NonceSaved,
             Some(splitter_message::Body::MarkerFailed(failed)) => Inbound::MarkerFailed(failed),
             Some(splitter_message::Body::Hello(_)) => Inbound::Broken("a second Hello".into()),

@@ -10,6 +10,7 @@ use tidemark_proto::v1::{
     Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SplitterMessage, Welcome, appliance_message,
     splitter_message,
 };
+use tidemark_proto::version;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use super::compare::{Answered, Questions};
 use super::hello::{self, Refusal};
 use super::reader::{self, Inbound};
 use super::store_bookmark;
+use super::verify::Verifying;
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Command, Durable, SessionHandle, Vm};
@@ -50,7 +52,7 @@ pub(super) type Outbound = mpsc::Sender<Result<ApplianceMessage, Status>>;
 
 /// Why a session ended.
 #[derive(Debug)]
-enum End {
+pub(super) enum End {
     /// The splitter closed the stream or vanished.
     Left(String),
     /// This side ends it.
@@ -128,7 +130,8 @@ async fn begin<'a>(
     })?;
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
     let id = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
-    let handle = hello::handle(id, hello, sender, CancellationToken::new());
+    let protocol = admitted.welcome.protocol;
+    let handle = hello::handle(id, hello, protocol, sender, CancellationToken::new());
     vm.begin_session(handle.clone());
     let appended_seq = admitted.welcome.durable.as_ref().map_or(0, |durable| durable.seq);
     let session = Session {
@@ -140,6 +143,11 @@ async fn begin<'a>(
         commands,
         durable: vm.log.watch(),
         questions: Questions::new(Arc::clone(&admitted.journal), admitted.hash_key),
+        verifying: Verifying::new(
+            Arc::clone(&admitted.journal),
+            admitted.hash_key.filter(|_| protocol >= version::VERIFY),
+        ),
+        begun: false,
         appender: Some(Appender::new(admitted.journal, admitted.capture_id, admitted.last_time_us)),
         appending: None,
         queue: VecDeque::new(),
@@ -228,12 +236,12 @@ struct Batch {
     outcome: Result<(), Stop>,
 }
 
-struct Session<'a> {
-    core: &'a Arc<Core>,
-    vm: &'a Arc<Vm>,
+pub(super) struct Session<'a> {
+    pub(super) core: &'a Arc<Core>,
+    pub(super) vm: &'a Arc<Vm>,
     peer: Peer,
     handle: SessionHandle,
-    outbound: &'a Outbound,
+    pub(super) outbound: &'a Outbound,
     commands: mpsc::Receiver<Command>,
     durable: watch::Receiver<Durable>,
     /// Absent while a batch is being appended, and after an error.
@@ -241,16 +249,19 @@ struct Session<'a> {
     appending: Option<JoinHandle<Batch>>,
     queue: VecDeque<(Frame, OwnedSemaphorePermit)>,
     questions: Questions,
+    pub(super) verifying: Verifying,
+    /// The first frame came: the splitter knows its disks.
+    pub(super) begun: bool,
     /// Present until the splitter has saved its new nonce; no frame is taken before.
     pending_nonce_hash: Option<String>,
-    received_seq: u64,
+    pub(super) received_seq: u64,
     appended_seq: u64,
     acked_seq: u64,
     /// Appended, not yet durable.
     markers: VecDeque<MarkerPlaced>,
     /// Appended, not yet durable.
     resizes: Vec<Resized>,
-    label: VmLabel,
+    pub(super) label: VmLabel,
 }
 
 impl Session<'_> {
@@ -266,6 +277,7 @@ impl Session<'_> {
         loop {
             self.start_append();
             self.questions.start(self.appended_seq, &self.core.compare_slots);
+            self.verifying.start(self.appended_seq, &self.core.compare_slots);
             if left
                 && self.queue.is_empty()
                 && self.appending.is_none()
@@ -285,6 +297,7 @@ impl Session<'_> {
                 },
                 batch = joined(&mut self.appending) => self.appended(batch),
                 answered = self.questions.answered() => self.answered(answered).await,
+                answers = self.verifying.answered() => self.verify_answered(answers).await,
                 message = received.recv(), if !left => match message {
                     Some(Inbound::Closed) | None => { left = true; Ok(()) }
                     Some(message) => self.received(message).await,
@@ -305,6 +318,7 @@ impl Session<'_> {
         }
         self.appender = None;
         self.questions.stop();
+        self.verifying.stop();
     }
 
     fn start_append(&mut self) {
@@ -402,6 +416,9 @@ impl Session<'_> {
                 }
                 self.received_seq = frame.seq;
                 self.queue.push_back((frame, permit));
+                if !std::mem::replace(&mut self.begun, true) {
+                    return self.offer_verify().await;
+                }
                 Ok(())
             }
             Inbound::Question(question, permit) => {
@@ -410,6 +427,8 @@ impl Session<'_> {
                 }
                 self.questions.ask(question, self.received_seq, permit).map_err(End::Broken)
             }
+            Inbound::VerifyQuestion(question, permit) => self.verify_asked(question, permit),
+            Inbound::VerifyReport(report) => self.verify_reported(&report),
             Inbound::NonceSaved => {
                 if let Some(hash) = self.pending_nonce_hash.take() {
                     self.core
@@ -438,6 +457,7 @@ impl Session<'_> {
         match command {
             None => Err(later("the VM was removed")),
             Some(Command::Close { reason, retry }) => Err(End::Goodbye { reason, retry }),
+            Some(Command::Verify) => self.offer_verify().await,
             Some(Command::Marker(ask)) => {
                 let request = MarkerRequest {
                     request_id: ask.request_id,

@@ -1,7 +1,9 @@
 //! From a point as a person names it to the disks' bytes as of it.
 
+mod doubt;
 mod opened;
 mod when;
 
+pub use doubt::{Doubt, Verified, doubts};
 pub use opened::{Leases, OpenedDisk, OpenedView, ViewLease};
 pub use when::{PointRefused, RecoveryPoint, cause_text, resolve, rfc3339};

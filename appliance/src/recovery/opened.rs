@@ -38,6 +38,8 @@ pub struct OpenedView {
     pub time_us: u64,
     /// The disks that are exact at the point, by id.
     pub disks: Vec<OpenedDisk>,
+    /// What a person should know of the point, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 impl OpenedView {

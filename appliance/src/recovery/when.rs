@@ -150,6 +150,7 @@ pub fn cause_text(cause: u32) -> &'static str {
         GapCause::CaptureRestarted => "capture restarted",
         GapCause::SplitterRestarted => "splitter restarted",
         GapCause::UnsupportedRequest => "unsupported request",
+        GapCause::VerifyDifference => "found by a verify",
     }
 }
 

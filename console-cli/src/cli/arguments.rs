@@ -9,6 +9,7 @@ use tidemark_proto::ids::DiskId;
 use super::clone::CloneCommand;
 use super::files::FilesCommand;
 use super::history::DiffArguments;
+use super::job::{JobCommand, VerifyArguments};
 use super::object::ObjectCommand;
 use super::retention::{HoldArguments, PolicyCommand};
 use super::search::{SearchArguments, parse_tag};
@@ -100,6 +101,9 @@ pub(crate) enum Command {
     /// ISOs, OVAs, templates and other files, kept and deduplicated at the appliance
     #[command(subcommand, after_help = "Example: tidemark object put debian-12.iso --tag os=debian")]
     Object(ObjectCommand),
+    /// Long work that runs at the appliance
+    #[command(subcommand, after_help = "Example: tidemark job list")]
+    Job(JobCommand),
     /// Look into a journal's files, without an appliance
     #[command(subcommand, after_help = "Example: tidemark journal verify /var/lib/tidemark/vms/ID/journal")]
     Journal(JournalCommand),
@@ -208,6 +212,14 @@ pub(crate) enum VmCommand {
         #[arg(value_name = "KEY=VALUE", value_parser = parse_tag)]
         tag: Option<(String, String)>,
     },
+    /// Read a VM's disks again, while it runs, and compare them with the journal
+    #[command(after_help = "Examples:\n  \
+        tidemark vm verify web-1 --wait\n  \
+        tidemark vm verify web-1 --disk disk-1\n\n\
+        What differs is read again under a gap of its own, and the points that may hold it wrong are shown as in doubt by \
+        `tidemark point list`. With --wait the command fails if anything differed. Nothing is interrupted while \
+        all agrees. A broken connection goes on where it was; a restarted splitter begins anew.")]
+    Verify(VerifyArguments),
     /// Wait until a VM reaches a state
     #[command(after_help = "Example: tidemark vm wait web-1 --state protected --timeout 60s")]
     Wait {

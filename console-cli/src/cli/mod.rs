@@ -4,6 +4,7 @@ mod arguments;
 mod clone;
 mod files;
 mod history;
+mod job;
 mod object;
 mod retention;
 mod search;
@@ -19,6 +20,7 @@ pub(crate) use files::{
     VolumeArguments,
 };
 pub(crate) use history::DiffArguments;
+pub(crate) use job::{JobCommand, VerifyArguments};
 pub(crate) use object::{GetArguments, ListArguments, ObjectCommand, ObjectKind, PutArguments, SetArguments};
 pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};
 pub(crate) use search::SearchArguments;

@@ -80,6 +80,7 @@ async fn start(
     json: bool,
 ) -> Result<()> {
     let exports = ask(&mut client, clones, &arguments).await?;
+    exports.iter().flat_map(|export| &export.warnings).for_each(|warning| output::warning(warning));
     let mut shown = Vec::new();
     for export in &exports {
         let credentials = if arguments.tls.is_some() {

@@ -8,6 +8,7 @@ mod clone;
 mod diff;
 mod export;
 mod files;
+mod job;
 mod journal;
 mod mount;
 mod object;
@@ -71,6 +72,10 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Vm(VmCommand::Tag { name, tag }) => {
             search::tag(appliance::search(channel), name, tag, json).await
         }
+        Command::Vm(VmCommand::Verify(arguments)) => {
+            job::verify(appliance::jobs(channel), arguments, json).await
+        }
+        Command::Job(command) => job::run(appliance::jobs(channel), command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,
         Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,
         Command::Policy(command) => policy::run(retention(channel), command, json).await,

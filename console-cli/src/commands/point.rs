@@ -53,7 +53,16 @@ fn to_json(reply: &ListPointsResponse) -> Value {
             })
         })
         .collect();
-    json!({ "windows": windows, "points": points, "gaps": gaps })
+    let doubts: Vec<_> = reply
+        .doubts
+        .iter()
+        .map(|doubt| {
+            json!({
+                "from_lsn": doubt.from_lsn, "to_lsn": doubt.to_lsn, "disk": doubt.disk, "detail": doubt.detail,
+            })
+        })
+        .collect();
+    json!({ "windows": windows, "points": points, "gaps": gaps, "doubts": doubts })
 }
 
 /// One timeline, oldest first. What a person copies from it is a WHEN.
@@ -88,6 +97,11 @@ fn show(reply: ListPointsResponse) -> Result<()> {
         let what = format!("no points {end}, {}{detail}", gap.cause);
         let name = format!("lsn:{}", gap.from_lsn);
         rows.push((gap.from_lsn, 2, [moment::local(gap.from_time_us), "gap".to_owned(), name, what]));
+    }
+    for doubt in reply.doubts {
+        let what = format!("up to lsn:{} {} is in doubt: {}", doubt.to_lsn, doubt.disk, doubt.detail);
+        let name = format!("lsn:{}", doubt.from_lsn);
+        rows.push((doubt.from_lsn, 3, ["-".to_owned(), "doubt".to_owned(), name, what]));
     }
     if rows.is_empty() {
         return output::line("No points here: widen --from and --to, or see `tidemark vm list`.");

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde_json::json;
 use tidemark_proto::v1::{Empty, StatusReply};
 
-use super::vm;
+use super::{job, vm};
 use crate::appliance::{Client, refused};
 use crate::output::{self, Table};
 use crate::{moment, size};
@@ -43,7 +43,9 @@ fn show(reply: StatusReply) -> Result<()> {
         let to_read = vm::to_read(&vm.disks);
         let now = format!("would lose {}", vm::would_lose(&vm));
         let latest = if vm.latest_lsn > 0 { format!("lsn:{}", vm.latest_lsn) } else { "none yet".to_owned() };
-        table.row([vm.name, vm.state, now, to_read, latest, vm.reason]);
+        let verify = vm.verify.as_ref().map(|job| format!("verify: {}", job::done_of(job)));
+        let note = [vm.reason, verify.unwrap_or_default()].join(" ").trim().to_owned();
+        table.row([vm.name, vm.state, now, to_read, latest, note]);
     }
     table.print()?;
     for alarm in reply.alarms {

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tidemark_proto::v1::{ListVmsRequest, RemoveVmRequest, VmDisk, VmInfo};
 
+use super::job;
 use crate::appliance::{Client, refused};
 use crate::cli::{VmCommand, VmState};
 use crate::output::{self, Table};
@@ -31,8 +32,8 @@ pub(super) async fn run(mut client: Client, command: VmCommand, json: bool) -> R
             }
             table.print()
         }
-        // The search service's, and done by it.
-        VmCommand::Tag { .. } => Ok(()),
+        // Done by the services that they are of.
+        VmCommand::Tag { .. } | VmCommand::Verify(_) => Ok(()),
         VmCommand::Show { name } => {
             let vm = one(&mut client, &name).await?;
             if json { output::json(&to_json(&vm)) } else { show(&vm) }
@@ -75,7 +76,7 @@ pub(super) fn to_json(vm: &VmInfo) -> Value {
         "name": vm.name, "id": vm.id, "state": vm.state, "reason": vm.reason, "generation": vm.generation,
         "captured_lsn": vm.captured_lsn, "durable_lsn": vm.durable_lsn, "latest_lsn": vm.latest_lsn,
         "rpo_ms": vm.rpo_ms, "lag_bytes": vm.lag_bytes, "journal_bytes": vm.journal_bytes,
-        "payload_bytes": vm.payload_bytes, "disks": disks,
+        "payload_bytes": vm.payload_bytes, "disks": disks, "verify": vm.verify.as_ref().map(job::to_json),
     })
 }
 
@@ -124,6 +125,9 @@ fn show(vm: &VmInfo) -> Result<()> {
     lines.push(format!("  would lose    {}", would_lose(vm)));
     lines.push(format!("  latest point  lsn:{}", vm.latest_lsn));
     lines.push(format!("  durable       lsn:{} of {} captured", vm.durable_lsn, vm.captured_lsn));
+    if let Some(job) = &vm.verify {
+        lines.push(format!("  verify        {} compared, job {}", job::done_of(job), job.id));
+    }
     lines.push(format!("  generation    {}", vm.generation));
     lines.push(format!(
         "  journal       {} for {} written",

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
 use crate::appliance::{Client, refused};
+use crate::output;
 use crate::when::When;
 
 /// How long one read may take, and opening a view. Beyond it the reader gets an error instead of hanging.
@@ -65,6 +66,7 @@ impl RemoteView {
         let disk = disk.map(|disk| disk.to_string()).unwrap_or_default();
         let request = OpenViewRequest { vm: vm.to_owned(), at: Some(at.to_proto()), disk: disk.clone() };
         let (description, held) = open(client, request).await.map_err(|status| refused(&status))?;
+        description.warnings.iter().for_each(|warning| output::warning(warning));
         if description.disks.is_empty() {
             bail!("{vm} has no disks at this point: name a later one (see `tidemark point list {vm}`)");
         }

@@ -5,6 +5,7 @@ mod append;
 mod attest;
 mod below;
 mod branch;
+mod compared;
 mod fold;
 mod kept;
 mod keys;

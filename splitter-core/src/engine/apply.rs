@@ -105,6 +105,9 @@ impl Engine {
             }
             return Ok(());
         };
+        if place.sectors > 0 {
+            self.verify.written(place.slot, place.range());
+        }
         let missed = match &unit.event {
             Event::Issue(issue) => self.issue(unit, &place, issue, dirty, status)?,
             Event::Complete { failed, bytes, kind, .. } => self.complete(&place, *failed, *bytes, *kind),

@@ -16,6 +16,7 @@ use super::copy::{Copy, PieceBytes};
 use super::disk::{Disk, DiskReport};
 use super::inflight::InFlight;
 use super::limits::{MARKERS_WAITING_MAX, STEP_UNITS_MAX, STUCK_RING_PART};
+use super::verify::Verify;
 use super::window::{End, Window};
 use crate::capture::{
     BLOCK_BYTES, Control, ControlError, DirtyMaps, MapError, Mode, Ring, RingError, Slot, Witness,
@@ -159,6 +160,7 @@ pub struct Engine {
     /// The session's key for hashes; `None` when the appliance answers no questions.
     pub(super) hash_key: Option<HashKey>,
     pub(super) piece_bytes: PieceBytes,
+    pub(super) verify: Verify,
     pub(super) next_disk: Slot,
     pub(super) barriers: VecDeque<Barrier>,
     pub(super) heartbeat_us: u64,
@@ -267,6 +269,7 @@ impl Engine {
         self.close_batch();
         self.follow_kernel(kernel)?;
         self.end_lines(kernel)?;
+        self.step_verify(kernel);
         self.release(kernel)?;
         Ok(more)
     }
@@ -379,6 +382,7 @@ impl Engine {
         let clean = self.poll_witness(kernel)? && self.kernel_is_current(kernel);
         if clean {
             self.clean_lsn = self.lsn;
+            self.verify.beat();
         }
         let report = self.report(kernel);
         let disks = report
@@ -472,6 +476,7 @@ impl Engine {
         self.barriers.clear();
         self.copy = Copy::default();
         self.questions.clear();
+        self.verify.disconnected();
         self.witness_seq = None;
     }
 }

@@ -57,3 +57,24 @@ pub const READ_SEARCH_MAX: usize = 64;
 /// Part of the ring (one in this many) that may wait for its acknowledgement when capture restarts after a miss. Beyond
 /// it capture stays dirty-only until the appliance has caught up.
 pub const RESTART_RING_PART: u64 = 2;
+
+/// Attempts of a verify at blocks that are written whenever they are compared, at most: with its pauses half a minute.
+/// Beyond it they are passed over, and counted as such.
+pub const VERIFY_TRIES_MAX: u32 = 40;
+
+/// Microseconds before the first further attempt; each waits twice as long as the one before.
+pub const VERIFY_PAUSE_US: u64 = 10_000;
+
+/// Microseconds between attempts at most.
+pub const VERIFY_PAUSE_MAX_US: u64 = 1_000_000;
+
+/// Ranges of a disk that wait for another attempt, about 56 bytes each, above which a verify reads on in none but them.
+/// What is under comparison then may add a thousand more.
+pub const VERIFY_RETRIES_MAX: usize = 4096;
+
+/// Differing bytes of a disk beyond which a verify calls the whole disk in doubt: hashes of all of it are then compared
+/// under one line, instead of a gap for each few blocks.
+pub const VERIFY_WHOLE_BYTES: u64 = 16 << 20;
+
+/// Microseconds between reports of a verify.
+pub const VERIFY_REPORT_US: u64 = 500_000;

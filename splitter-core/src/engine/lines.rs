@@ -23,6 +23,7 @@ impl Engine {
         let Some(disk) = self.disks.get_mut(&miss.slot) else { return Ok(()) };
         dirty.mark(miss.slot, miss.range)?;
         self.copy.again(miss.slot, miss.range);
+        self.verify.marked(miss.slot, miss.range);
         disk.end_at = None;
         if disk.gap_from.is_some_and(|open| open <= miss.gap_from) {
             // The gap is open already; the later line is taken when reading goes on.
@@ -45,6 +46,7 @@ impl Engine {
         let range = BlockRange { start: 0, end: dirty.blocks(slot) };
         dirty.mark(slot, range)?;
         self.copy.again(slot, range);
+        self.verify.marked(slot, range);
         Ok(())
     }
 
@@ -125,6 +127,7 @@ impl Engine {
         // A capture that was loaded begins in dirty-only mode without a miss.
         let cause = if cause == GapCause::Unspecified { GapCause::CaptureRestarted } else { cause };
         self.close_batch();
+        self.verify.interrupted();
         self.kernel_generation = Some(kernel_generation);
         if self.disks.is_empty() {
             // Nobody lost anything, and a generation begins with a line.
@@ -145,10 +148,11 @@ impl Engine {
     /// Moves the kernel's dirty bits to pending. Whether there were any.
     pub(super) fn take(&mut self, dirty: &mut dyn DirtyMaps, slot: Slot) -> Result<bool, EngineError> {
         let mut any = false;
-        let copy = &mut self.copy;
+        let (copy, verify) = (&mut self.copy, &mut self.verify);
         dirty.take(slot, &mut |range| {
             any = true;
             copy.again(slot, range);
+            verify.marked(slot, range);
         })?;
         Ok(any)
     }
@@ -222,6 +226,7 @@ impl Engine {
         for slot in slots {
             self.mark_whole(kernel.dirty, slot)?;
         }
+        self.verify.interrupted();
         kernel.ring.abandon_open();
         let end = kernel.ring.producer();
         kernel.ring.seek(end)?;
@@ -298,6 +303,7 @@ impl Engine {
         self.disks.remove(&slot);
         self.inflight.forget_disk(slot);
         self.copy.forget_disk(slot);
+        self.verify.forget_disk(slot);
     }
 
     /// The disk's size changed, and its dirty maps with it. What was added is copied; points before keep the old
@@ -324,10 +330,12 @@ impl Engine {
             // A read that reaches into what was cut off is void: its blocks would lie beyond the disk.
             let cut = BlockRange { start: size_bytes / BLOCK_BYTES, end: old_bytes.div_ceil(BLOCK_BYTES) };
             self.copy.again(slot, cut);
+            self.verify.marked(slot, cut);
         } else {
             let range = BlockRange { start: old_bytes / BLOCK_BYTES, end: size_bytes.div_ceil(BLOCK_BYTES) };
             kernel.dirty.mark(slot, range)?;
             self.copy.again(slot, range);
+            self.verify.marked(slot, range);
             let from = self.lsn.saturating_add(1);
             self.start_line(kernel.dirty, &[slot], GapCause::InitialCopy, from, "the disk grew".to_owned());
         }

@@ -8,6 +8,7 @@
 //! - `window`: frames sent and not acknowledged, with the positions a resumed stream starts from.
 //! - `copy`: initial copy and resync: what is being read, what awaits its acknowledgement.
 //! - `asking`: whether hashes go first; `compare`: questions and what becomes of their answers.
+//! - `verify`: comparison on request, while no line is open.
 //! - `disk`: per disk, its line and its gap.
 //! - `barrier`: heartbeats and markers waiting for their place in the ring.
 //! - `apply`: units of the ring; `lines`: misses, lines and generations; `reads`: what is read next; `resume`: hello
@@ -27,6 +28,7 @@ mod limits;
 mod lines;
 mod reads;
 mod resume;
+mod verify;
 mod window;
 
 #[cfg(test)]

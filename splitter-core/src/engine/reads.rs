@@ -9,6 +9,7 @@ use super::limits::{
     COPY_RING_FILL_MAX, COPY_UNSENT_MAX_BYTES, LINE_INTERVAL_US, READ_MAX_BYTES, READ_RETRY_US,
     READ_SEARCH_MAX,
 };
+use super::verify::Verify;
 use crate::capture::{BLOCK_BYTES, BlockRange, Slot};
 
 impl Engine {
@@ -46,7 +47,8 @@ impl Engine {
                 return Ok(Some(request));
             }
         }
-        Ok(None)
+        // A verify reads what copies leave.
+        Ok(self.next_verify_read(kernel))
     }
 
     fn next_read_of(&mut self, kernel: &mut Kernel<'_>, slot: Slot, now_us: u64) -> Option<ReadRequest> {
@@ -130,6 +132,9 @@ impl Engine {
     pub fn read_done(&mut self, kernel: &Kernel<'_>, token: u64, content: Option<ReadContent>, now_us: u64) {
         self.now_us = now_us;
         self.look(kernel.ring);
+        if Verify::owns(token) {
+            return self.verify_read_done(kernel, token, content);
+        }
         let slot = self.copy.slot_of(token);
         let finished = self.copy.finish(token, content.is_some());
         let Some(disk) = slot.and_then(|slot| self.disks.get_mut(&slot)) else { return };

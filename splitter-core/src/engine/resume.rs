@@ -128,6 +128,7 @@ impl Engine {
         self.hash_key = None;
         self.questions.clear();
         self.copy.forget_questions();
+        self.verify.disconnected();
         self.barriers.retain(|barrier| !matches!(barrier.kind, super::barrier::BarrierKind::Heartbeat));
     }
 

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use tidemark_proto::v1::{Disk, HashAnswer, SplitterMessage, StreamPosition, Welcome};
+use tidemark_proto::v1::{
+    Disk, HashAnswer, SplitterMessage, StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
+};
 use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, ReadContent};
 use tokio::sync::{mpsc, oneshot};
 
@@ -40,6 +42,10 @@ pub(super) enum Command {
     ReadDone { token: u64, content: Option<ReadContent> },
     /// The appliance answered a question.
     Answer(HashAnswer),
+    /// The appliance asks for a verify.
+    Verify(VerifyRequest),
+    /// The appliance compared pieces of a verify.
+    VerifyAnswer(VerifyAnswer),
     /// Protect these disks.
     Protect { paths: Vec<PathBuf>, reply: Answer<()> },
     /// Protect this disk no longer.

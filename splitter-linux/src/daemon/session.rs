@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidemark_proto::limits::MESSAGE_MAX_BYTES;
+use tidemark_proto::limits::{DISKS_MAX, MESSAGE_MAX_BYTES, TEXT_MAX_BYTES};
 use tidemark_proto::v1::splitter_client::SplitterClient;
 use tidemark_proto::v1::{
     ApplianceMessage, Hello, NonceSaved, Ping, SplitterMessage, Welcome, appliance_message, splitter_message,
@@ -230,6 +230,13 @@ impl<'a> Session<'a> {
                 }
             }
             appliance_message::Body::HashAnswer(answer) => self.worker.send(Command::Answer(answer)),
+            appliance_message::Body::VerifyAnswer(answer) => self.worker.send(Command::VerifyAnswer(answer)),
+            appliance_message::Body::VerifyRequest(request) => {
+                if request.job_id.len() > TEXT_MAX_BYTES || request.disk_ids.len() > DISKS_MAX {
+                    return Err(lost("the appliance asked for an impossible verify"));
+                }
+                self.worker.send(Command::Verify(request));
+            }
             appliance_message::Body::Pong(pong) => {
                 let now = now_us();
                 self.clock.sample(pong.boottime_ns / 1000, now, pong.appliance_time_us);

@@ -211,6 +211,18 @@ impl Worker {
                     });
                 }
             }
+            Command::Verify(request) => {
+                tracing::info!(job = request.job_id, "the appliance asks for a verify");
+                self.engine.verify(&request, now_us());
+            }
+            Command::VerifyAnswer(answer) => {
+                let Some(protection) = &mut self.protection else { return Ok(()) };
+                let (engine, mut outcome) = (&mut self.engine, Ok(()));
+                self.kernel.lend(&mut protection.capture, &mut |kernel| {
+                    outcome = engine.verify_answered(kernel, &answer, now_us());
+                });
+                return outcome;
+            }
             Command::Protect { paths, reply } => {
                 let _ = reply.send(self.protect(&paths).map_err(|error| format!("{error:#}")));
             }
@@ -354,6 +366,8 @@ impl Worker {
                 let engine = &mut self.engine;
                 let body = failed
                     .or_else(|| engine.next_question().map(splitter_message::Body::HashQuestion))
+                    .or_else(|| engine.next_verify_question().map(splitter_message::Body::VerifyQuestion))
+                    .or_else(|| engine.next_verify_report(now_us()).map(splitter_message::Body::VerifyReport))
                     .or_else(|| engine.next_frame().map(splitter_message::Body::Frame))?;
                 Some(SplitterMessage { body: Some(body) })
             });

@@ -5,7 +5,7 @@ use tidemark_proto::ids::ChainHash;
 use tidemark_proto::limits::QUESTIONS_MAX;
 use tidemark_proto::pieces::{self, HashKey, Piece, ZEROES};
 use tidemark_proto::v1::{
-    Disk, Frame, HashAnswer, HashQuestion, LineStart, StreamPosition, Welcome, frame::Body,
+    Disk, Frame, HashAnswer, HashQuestion, LineStart, StreamPosition, VerifyAnswer, Welcome, frame::Body,
 };
 use tidemark_proto::version::PROTOCOL_MAX;
 
@@ -61,6 +61,32 @@ impl Appliance {
         self.asked += known.len() as u64;
         self.known += known.iter().filter(|known| **known).count() as u64;
         Ok(pieces::answer(question.id, &known))
+    }
+
+    /// Compares for a verify with the journal as of the question's LSN.
+    pub(super) fn compare(&self, question: &HashQuestion) -> Result<VerifyAnswer, String> {
+        let asked = pieces::read(question).map_err(|error| error.to_string())?;
+        if question.line_lsn > self.lsn {
+            return Err(format!("a verify at LSN {}, which has not come", question.line_lsn));
+        }
+        let size_bytes = self.size_of(question.disk_id);
+        if asked.iter().any(|piece| piece.end_sector() * 512 > size_bytes) {
+            return Ok(VerifyAnswer {
+                id: question.id,
+                problem: "beyond the disk".into(),
+                ..VerifyAnswer::default()
+            });
+        }
+        let image = below(&self.frames, question.line_lsn);
+        let (disk, key) = (&image[question.disk_id as usize - 1], self.hash_key());
+        let same = |piece: &Piece| {
+            let content = bytes_of(disk, piece);
+            self.broken == Some(Broken::VerifyBlind)
+                || piece.hash == if pieces::is_zero(&content) { ZEROES } else { key.hash(&content) }
+        };
+        let same: Vec<bool> = asked.iter().map(same).collect();
+        let same = pieces::answer(question.id, &same).known;
+        Ok(VerifyAnswer { id: question.id, same, problem: String::new() })
     }
 
     /// What a piece is compared with: one image, unless it is broken.

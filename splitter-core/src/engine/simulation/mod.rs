@@ -17,6 +17,11 @@ fn run(seed: u64, broken: Broken) -> Result<world::Totals, String> {
     World::new(seed, broken).run().map_err(|problem| format!("seed {seed}: {problem}"))
 }
 
+/// Verifies at any time, and sectors that change behind the tap's back.
+fn run_verifying(seed: u64, broken: Broken) -> Result<world::Totals, String> {
+    World::new(seed, broken).verifying(8).run().map_err(|problem| format!("seed {seed}: {problem}"))
+}
+
 fn seeds() -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match number("TIDEMARK_SEED") {
@@ -43,6 +48,43 @@ fn every_point_outside_gaps_is_exact_whatever_happens() {
             assert!(count > least, "only {count} {name} in all seeds");
         }
     }
+}
+
+#[test]
+fn verifies_find_what_was_corrupted_and_nothing_else_whatever_happens() {
+    let mut totals = world::Totals::default();
+    for seed in seeds() {
+        match run_verifying(seed, Broken::Nothing) {
+            Ok(run) => totals.add(&run),
+            Err(problem) => panic!("{problem}"),
+        }
+    }
+    println!("{totals:?}");
+    if seeds().count() >= 2000 {
+        let counts = [totals.verifies, totals.corruptions, totals.found_blocks, totals.verify_lines];
+        assert!(counts.iter().all(|count| *count > 1000), "{counts:?}");
+    }
+}
+
+#[test]
+fn verifies_of_what_nobody_corrupted_open_no_gap() {
+    for seed in seeds() {
+        let run = World::new(seed, Broken::Nothing).verifying(0).run();
+        let totals = run.unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+        assert!(totals.verifies > 0 && totals.verify_lines == 0, "seed {seed}: {totals:?}");
+    }
+}
+
+#[test]
+fn verifies_that_do_not_mind_writes_are_caught() {
+    let caught = (0..300).filter(|seed| run_verifying(*seed, Broken::VerifyUnordered).is_err()).count();
+    assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn verifies_that_see_nothing_are_caught() {
+    let caught = (0..300).filter(|seed| run_verifying(*seed, Broken::VerifyBlind).is_err()).count();
+    assert!(caught > 250, "{caught}");
 }
 
 #[test]

@@ -2,11 +2,15 @@
 
 mod guest;
 mod trouble;
+mod verify;
 
 use std::collections::{HashMap, VecDeque};
 
 use tidemark_proto::ids::DiskId;
-use tidemark_proto::v1::{DiskState, Frame, GapCause, HashAnswer, HashQuestion, StreamPosition, frame::Body};
+use tidemark_proto::v1::{
+    DiskState, Frame, GapCause, HashAnswer, HashQuestion, StreamPosition, VerifyAnswer, VerifyQuestion,
+    VerifyReport, VerifyRequest, frame::Body,
+};
 
 use super::appliance::Appliance;
 use super::checker::{Image, Moment, check};
@@ -15,6 +19,7 @@ use super::random::Random;
 use crate::capture::Slot;
 use crate::engine::copy::PieceBytes;
 use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadContent, ReadRequest};
+use verify::Verifies;
 
 /// Deliberately broken variants: the checker must fail on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,10 @@ pub(super) enum Broken {
     KnownFromHistory,
     /// The network turns an answer over: what is unknown is called known.
     WrongAnswers,
+    /// A verify compares with the newest LSN whatever was written since its read began.
+    VerifyUnordered,
+    /// The appliance finds everything as it should be.
+    VerifyBlind,
 }
 
 /// How often the interesting things happened.
@@ -55,6 +64,10 @@ pub(super) struct Totals {
     pieces_asked: u64,
     pieces_known: u64,
     questions_lost: u64,
+    pub(super) verifies: u64,
+    pub(super) corruptions: u64,
+    pub(super) found_blocks: u64,
+    pub(super) verify_lines: u64,
 }
 
 impl Totals {
@@ -100,6 +113,10 @@ impl Totals {
         self.pieces_asked += other.pieces_asked;
         self.pieces_known += other.pieces_known;
         self.questions_lost += other.questions_lost;
+        self.verifies += other.verifies;
+        self.corruptions += other.corruptions;
+        self.found_blocks += other.found_blocks;
+        self.verify_lines += other.verify_lines;
     }
 }
 
@@ -127,12 +144,16 @@ struct Splitter {
 enum ToAppliance {
     Frame(Frame),
     Question(HashQuestion),
+    VerifyQuestion(VerifyQuestion),
+    VerifyReport(VerifyReport),
 }
 
 #[derive(Debug)]
 enum ToSplitter {
     Ack(StreamPosition),
     Answer(HashAnswer),
+    Verify(VerifyRequest),
+    VerifyAnswer(VerifyAnswer),
 }
 
 pub(super) struct World {
@@ -140,6 +161,10 @@ pub(super) struct World {
     broken: Broken,
     now_us: u64,
     disks: Image,
+    /// The disks as if nothing had been corrupted.
+    believed: Image,
+    /// Verifies are asked for; `None` leaves a world as it was before there were any.
+    verify: Option<Verifies>,
     flying: Vec<Flying>,
     /// A unit of the slow CPU whose program has begun: its write and the generation it saw.
     slow: Option<(Write, u32, bool)>,
@@ -175,10 +200,12 @@ impl World {
         Self {
             broken,
             now_us: 1_000_000,
+            believed: disks.clone(),
             disks,
+            verify: None,
             flying: Vec::new(),
             slow: None,
-            splitter: Splitter::new(&pinned),
+            splitter: Splitter::new(&pinned, broken),
             pinned,
             captures: 1,
             calm,
@@ -202,6 +229,7 @@ impl World {
         for _ in 0..ticks {
             self.guest(busy);
             self.pump()?;
+            self.disturb();
             if self.random.chance(trouble) {
                 self.trouble();
             }
@@ -216,6 +244,7 @@ impl World {
             }
         }
         self.quiesce()?;
+        self.last_verify()?;
         self.totals.points =
             check(&self.appliance.frames, &self.moments, &self.disks, self.first_blocks * 8)?;
         self.totals.drops += self.pinned.borrow().status.drops;
@@ -322,13 +351,19 @@ impl World {
         while let Some(notice) = self.splitter.engine.next_notice() {
             match notice {
                 Notice::MarkerPlaced { .. } => self.totals.markers += 1,
-                Notice::LineStarted { .. } => self.totals.lines += 1,
+                Notice::LineStarted { cause, .. } => {
+                    self.totals.lines += 1;
+                    self.totals.verify_lines += u64::from(cause == GapCause::VerifyDifference);
+                }
                 _ => {}
             }
         }
         while self.random.chance(900) {
             let question = self.splitter.engine.next_question().map(ToAppliance::Question);
-            let next = question.or_else(|| self.splitter.engine.next_frame().map(ToAppliance::Frame));
+            let next = question
+                .or_else(|| self.splitter.engine.next_verify_question().map(ToAppliance::VerifyQuestion))
+                .or_else(|| self.splitter.engine.next_verify_report(now_us).map(ToAppliance::VerifyReport))
+                .or_else(|| self.splitter.engine.next_frame().map(ToAppliance::Frame));
             let Some(message) = next else { break };
             self.to_appliance.push_back(message);
         }
@@ -337,13 +372,21 @@ impl World {
 
     /// A message reaches the splitter.
     fn told(&mut self, message: ToSplitter) -> Result<(), String> {
+        let now_us = self.now_us;
         let answer = match message {
             ToSplitter::Ack(position) => {
                 return self.splitter.engine.acknowledged(&position).map_err(|error| error.to_string());
             }
             ToSplitter::Answer(answer) => answer,
+            ToSplitter::Verify(request) => {
+                self.splitter.engine.verify(&request, now_us);
+                return Ok(());
+            }
+            ToSplitter::VerifyAnswer(answer) => {
+                let done = self.with_engine(|engine, kernel| engine.verify_answered(kernel, &answer, now_us));
+                return done.map_err(|error| error.to_string());
+            }
         };
-        let now_us = self.now_us;
         self.with_engine(|engine, kernel| engine.answered(kernel, &answer, now_us));
         Ok(())
     }
@@ -404,6 +447,8 @@ impl World {
         let mut frame = match self.to_appliance.pop_front() {
             None => return Ok(()),
             Some(ToAppliance::Question(question)) => return self.asked(&question),
+            Some(ToAppliance::VerifyQuestion(question)) => return self.verify_asked(&question),
+            Some(ToAppliance::VerifyReport(report)) => return self.verify_reported(&report),
             Some(ToAppliance::Frame(frame)) => frame,
         };
         match (self.broken, &mut frame.body) {
@@ -441,6 +486,7 @@ impl World {
         self.with_engine(|engine, kernel| engine.welcomed(kernel, &welcome, &configs, now_us))
             .map_err(|error| error.to_string())?;
         self.splitter.connected = true;
+        self.verify_again();
         Ok(())
     }
 
@@ -487,6 +533,7 @@ impl World {
             && clean
             && report.acked_lsn == report.captured_lsn
             && self.splitter.engine.at.position == produced
+            && self.verify.as_ref().is_none_or(|verify| verify.running.is_none())
             && report.disks.iter().all(|disk| disk.state == DiskState::Protected && disk.dirty_bytes == 0)
     }
 }
@@ -513,9 +560,14 @@ fn swap(writes: &mut tidemark_proto::v1::Writes) {
 }
 
 impl Splitter {
-    fn new(pinned: &Shared) -> Self {
+    fn new(pinned: &Shared, broken: Broken) -> Self {
+        let mut engine = Engine { piece_bytes: PieceBytes(8192), ..Engine::new() };
+        engine.verify.ordered = broken != Broken::VerifyUnordered;
+        // Short ranges, and no block is passed over.
+        engine.verify.read_blocks = 4;
+        engine.verify.tries_max = u32::MAX;
         Self {
-            engine: Engine { piece_bytes: PieceBytes(8192), ..Engine::new() },
+            engine,
             ring: FakeRing::new(pinned.clone()),
             reads: Vec::new(),
             read_lsn: HashMap::new(),

@@ -111,6 +111,7 @@ impl World {
             let moment = Moment {
                 index: self.next_index,
                 disks: self.disks.clone(),
+                believed: self.believed.clone(),
                 in_flight: self.flying.iter().map(|other| other.write.clone()).collect(),
             };
             self.next_index += 1;
@@ -151,6 +152,7 @@ impl World {
             let sectors = write.sectors - usize::from(short);
             for sector in write.start..write.start + sectors {
                 self.disks[write.slot][sector] = write.value();
+                self.believed[write.slot][sector] = write.value();
             }
         }
         if silent {

@@ -42,7 +42,7 @@ impl World {
         if self.broken == Broken::ForgottenBits {
             self.pinned.borrow_mut().pending = vec![vec![false; BLOCKS]; DISKS];
         }
-        self.splitter = Splitter::new(&self.pinned);
+        self.splitter = Splitter::new(&self.pinned, self.broken);
     }
 
     fn reboot(&mut self) {
@@ -52,6 +52,7 @@ impl World {
             if self.random.chance(500) {
                 for sector in write.start..write.start + write.sectors {
                     self.disks[write.slot][sector] = write.value();
+                    self.believed[write.slot][sector] = write.value();
                 }
             }
         }
@@ -60,6 +61,7 @@ impl World {
         for _ in 0..self.random.below(5) {
             let (slot, sector) = (self.random.index(DISKS), self.random.index(self.blocks * 8));
             self.disks[slot][sector] = self.random.below(1000) + 1;
+            self.believed[slot][sector] = self.disks[slot][sector];
         }
         self.captures += 1;
         self.pinned = Pinned::new(self.captures, self.ring_bytes, self.blocks);

@@ -1,0 +1,123 @@
+//! Long work that administrators start and watch: the verify of a VM.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tidemark_proto::v1::jobs_server::Jobs;
+use tidemark_proto::v1::{JobInfo, ListJobsRequest, ListJobsResponse, VerifyVmRequest};
+use tidemark_proto::version;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::views::optional_disk;
+use super::{caller, catalog, vm_named};
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::fleet::{Command, VerifyJob, Vm};
+use crate::transport::Peer;
+
+/// Serves jobs: the same callers and rights as the console's.
+#[derive(Debug)]
+pub struct JobsService {
+    core: Arc<Core>,
+}
+
+impl JobsService {
+    /// Serves `core`.
+    #[must_use]
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+}
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    async fn verify_vm(&self, request: Request<VerifyVmRequest>) -> Result<Response<JobInfo>, Status> {
+        let caller = caller(&request)?;
+        verify(&self.core, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
+        list(&self.core, request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// The disks to verify; empty for all.
+fn disks_of(vm: &Vm, disk: &str) -> Result<Vec<u32>, Status> {
+    let Some(disk) = optional_disk(disk)? else { return Ok(Vec::new()) };
+    let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+    if !journal.disks().iter().any(|known| known.id == disk) {
+        let text = format!("'{}' has no {disk}; `tidemark vm show {}` lists its disks", vm.name, vm.name);
+        return Err(Status::not_found(text));
+    }
+    Ok(vec![disk.0])
+}
+
+async fn verify(core: &Arc<Core>, caller: &Peer, request: VerifyVmRequest) -> Result<JobInfo, Status> {
+    let vm = vm_named(core, &request.vm)?;
+    let name = &vm.name;
+    if vm.origin.is_some() {
+        let text = format!("'{name}' is a clone: no disk in a guest stands behind it");
+        return Err(Status::failed_precondition(text));
+    }
+    let disks = disks_of(&vm, &request.disk)?;
+    let session = vm.session().ok_or_else(|| {
+        let end = vm.live().last_end.map(|end| format!(" ({end})")).unwrap_or_default();
+        Status::failed_precondition(format!(
+            "the splitter of '{name}' is not connected{end}: a verify reads its disks; try again when \
+             `tidemark vm show {name}` says protected"
+        ))
+    })?;
+    if session.protocol < version::VERIFY {
+        let software: String = session.software.chars().filter(|c| !c.is_control()).collect();
+        return Err(Status::failed_precondition(format!(
+            "the splitter of '{name}' ({software}) speaks protocol {}, a verify needs {}: upgrade it",
+            session.protocol,
+            version::VERIFY
+        )));
+    }
+    let job = VerifyJob::new(Uuid::new_v4().to_string(), disks, now_us());
+    vm.begin_verify(job.clone()).map_err(|running| {
+        Status::failed_precondition(format!(
+            "a verify of '{name}' is running already: wait for it with `tidemark job wait {running}`"
+        ))
+    })?;
+    if let Err(error) = core.catalog.begin_verify(vm.id, &job).await {
+        vm.fail_verify(&job.id, "it could not be noted".into(), now_us());
+        return Err(catalog(error));
+    }
+    // A session that is ending takes nothing more; the next one finds the job with the VM.
+    let _ = session.commands.try_send(Command::Verify);
+    core.audit(&caller.role.uri(), "verify", name, &request.disk).await;
+    Ok(job.info(name))
+}
+
+async fn list(core: &Arc<Core>, request: ListJobsRequest) -> Result<ListJobsResponse, Status> {
+    let rows = match request.vm.as_str() {
+        "" => core.catalog.verifies().await,
+        name => core.catalog.verifies_of(vm_named(core, name)?.id).await,
+    };
+    let vms = core.fleet.all();
+    let live: HashMap<String, JobInfo> = vms
+        .iter()
+        .filter_map(|vm| Some((vm.verify()?, vm)))
+        .map(|(job, vm)| (job.id.clone(), job.info(&vm.name)))
+        .collect();
+    let jobs: Vec<JobInfo> = rows
+        .map_err(catalog)?
+        .into_iter()
+        .filter(|row| request.id.is_empty() || row.id == request.id)
+        .filter_map(|row| {
+            let vm = row.vm().and_then(|id| vms.iter().find(|vm| vm.id == id))?;
+            Some(live.get(&row.id).cloned().unwrap_or_else(|| row.job().info(&vm.name)))
+        })
+        .collect();
+    if jobs.is_empty() && !request.id.is_empty() {
+        let text = format!("there is no job '{}'; `tidemark job list` shows those there are", request.id);
+        return Err(Status::not_found(text));
+    }
+    Ok(ListJobsResponse { jobs, appliance_time_us: now_us() })
+}

@@ -1,0 +1,251 @@
+//! The verify of a VM: what was asked for, and how far its splitter is.
+
+use serde::{Deserialize, Serialize};
+use tidemark_proto::ids::{DiskId, Lsn};
+use tidemark_proto::limits::{DISKS_MAX, VERIFY_RANGES_MAX};
+use tidemark_proto::v1::{JobDisk, JobInfo, JobRange, VerifyDisk, VerifyReport, VerifyState};
+
+use super::Vm;
+
+/// Characters of a splitter's reason that are kept.
+const REASON_MAX_CHARS: usize = 200;
+
+/// How a verify is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JobState {
+    /// It goes on, or waits for its splitter.
+    Running,
+    /// Every block was compared.
+    Done,
+    /// It will not be.
+    Failed,
+}
+
+impl JobState {
+    /// As the contract and the catalog have it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The reverse of [`JobState::word`]; what nobody wrote has failed.
+    #[must_use]
+    pub fn from_word(word: &str) -> Self {
+        match word {
+            "running" => Self::Running,
+            "done" => Self::Done,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// What a verify says of a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedDisk {
+    /// The disk's id.
+    pub disk: u32,
+    /// Its size.
+    pub total_bytes: u64,
+    /// Bytes that were as in the journal.
+    pub equal_bytes: u64,
+    /// Bytes that were not, and were read again.
+    pub differing_bytes: u64,
+    /// Bytes of which no moment was found to compare them.
+    pub skipped_bytes: u64,
+    /// LSN when it began.
+    pub begin_lsn: u64,
+    /// Offset and length of the first places that differed.
+    pub differing: Vec<(u64, u64)>,
+}
+
+impl VerifiedDisk {
+    fn of(disk: &VerifyDisk) -> Self {
+        let places = disk.differing.iter().take(VERIFY_RANGES_MAX);
+        Self {
+            disk: disk.disk_id,
+            total_bytes: disk.total_bytes,
+            equal_bytes: disk.equal_bytes,
+            differing_bytes: disk.differing_bytes,
+            skipped_bytes: disk.skipped_bytes,
+            begin_lsn: disk.begin_lsn,
+            differing: places.map(|range| (range.offset, range.bytes)).collect(),
+        }
+    }
+
+    fn info(&self) -> JobDisk {
+        JobDisk {
+            id: DiskId(self.disk).to_string(),
+            total_bytes: self.total_bytes,
+            equal_bytes: self.equal_bytes,
+            differing_bytes: self.differing_bytes,
+            skipped_bytes: self.skipped_bytes,
+            begin_lsn: self.begin_lsn,
+            differing: self
+                .differing
+                .iter()
+                .map(|(offset, bytes)| JobRange { offset: *offset, bytes: *bytes })
+                .collect(),
+        }
+    }
+}
+
+/// A verify.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyJob {
+    /// A UUID.
+    pub id: String,
+    /// The disks asked for; empty means all that are protected.
+    pub disks: Vec<u32>,
+    /// When it was asked for, microseconds since 1970.
+    pub begun_us: u64,
+    /// When it ended; 0 before.
+    pub ended_us: u64,
+    /// Last LSN of the journal when it ended.
+    pub end_lsn: Lsn,
+    /// How it is.
+    pub state: JobState,
+    /// Why it failed.
+    pub reason: String,
+    /// As the splitter has reported.
+    pub results: Vec<VerifiedDisk>,
+}
+
+impl VerifyJob {
+    /// A verify that is to begin.
+    #[must_use]
+    pub fn new(id: String, disks: Vec<u32>, begun_us: u64) -> Self {
+        Self {
+            id,
+            disks,
+            begun_us,
+            ended_us: 0,
+            end_lsn: Lsn::ZERO,
+            state: JobState::Running,
+            reason: String::new(),
+            results: Vec::new(),
+        }
+    }
+
+    /// Whether it goes on.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.state == JobState::Running
+    }
+
+    /// Bytes compared so far.
+    #[must_use]
+    pub fn compared_bytes(&self) -> u64 {
+        let of = |disk: &VerifiedDisk| disk.equal_bytes.saturating_add(disk.differing_bytes);
+        self.results.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// Of them, bytes that differed.
+    #[must_use]
+    pub fn differing_bytes(&self) -> u64 {
+        self.results.iter().map(|disk| disk.differing_bytes).fold(0, u64::saturating_add)
+    }
+
+    /// As consoles see it.
+    #[must_use]
+    pub fn info(&self, vm: &str) -> JobInfo {
+        JobInfo {
+            id: self.id.clone(),
+            kind: "verify".into(),
+            vm: vm.to_owned(),
+            state: self.state.word().into(),
+            reason: self.reason.clone(),
+            begun_us: self.begun_us,
+            ended_us: self.ended_us,
+            disks: self.results.iter().map(VerifiedDisk::info).collect(),
+        }
+    }
+
+    fn follow(&mut self, report: &VerifyReport, end_lsn: Lsn, now_us: u64) {
+        let wanted = |disk: &&VerifyDisk| self.disks.is_empty() || self.disks.contains(&disk.disk_id);
+        self.results = report.disks.iter().filter(wanted).take(DISKS_MAX).map(VerifiedDisk::of).collect();
+        let state = match report.state() {
+            VerifyState::Done => JobState::Done,
+            VerifyState::Failed => JobState::Failed,
+            VerifyState::Running | VerifyState::Unspecified => return,
+        };
+        let reason = report.reason.chars().filter(|c| !c.is_control()).take(REASON_MAX_CHARS).collect();
+        self.end(state, reason, end_lsn, now_us);
+    }
+
+    fn end(&mut self, state: JobState, reason: String, end_lsn: Lsn, now_us: u64) {
+        (self.state, self.reason, self.end_lsn, self.ended_us) = (state, reason, end_lsn, now_us);
+    }
+}
+
+impl Vm {
+    /// The verify that is running, or the last one since this process started.
+    #[must_use]
+    pub fn verify(&self) -> Option<VerifyJob> {
+        self.verify.lock().ok()?.clone()
+    }
+
+    /// Takes a verify, unless one is running: its id is then the error.
+    pub(crate) fn begin_verify(&self, job: VerifyJob) -> Result<(), String> {
+        let Ok(mut verify) = self.verify.lock() else { return Err("whose state was lost".into()) };
+        match &*verify {
+            Some(running) if running.is_running() => Err(running.id.clone()),
+            _ => {
+                *verify = Some(job);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a report; the job, when it ends with it.
+    pub(crate) fn follow_verify(
+        &self,
+        report: &VerifyReport,
+        end_lsn: Lsn,
+        now_us: u64,
+    ) -> Option<VerifyJob> {
+        self.change_verify(&report.job_id, |job| job.follow(report, end_lsn, now_us))
+    }
+
+    /// Gives the job up; the job, if it was running.
+    pub(crate) fn fail_verify(&self, id: &str, reason: String, now_us: u64) -> Option<VerifyJob> {
+        self.change_verify(id, |job| job.end(JobState::Failed, reason, Lsn::ZERO, now_us))
+    }
+
+    fn change_verify(&self, id: &str, change: impl FnOnce(&mut VerifyJob)) -> Option<VerifyJob> {
+        let mut verify = self.verify.lock().ok()?;
+        let job = verify.as_mut().filter(|job| job.is_running() && job.id == id)?;
+        change(job);
+        (!job.is_running()).then(|| job.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(state: VerifyState, disk_ids: &[u32]) -> VerifyReport {
+        let disk = |id: &u32| VerifyDisk {
+            disk_id: *id,
+            equal_bytes: 1,
+            differing_bytes: 2,
+            ..VerifyDisk::default()
+        };
+        let disks = disk_ids.iter().map(disk).collect();
+        VerifyReport { job_id: "a".into(), state: state.into(), reason: "b\nc".into(), disks }
+    }
+
+    #[test]
+    fn a_job_follows_reports_of_its_disks_until_it_ends() {
+        let mut job = VerifyJob::new("a".into(), vec![2], 5);
+        job.follow(&report(VerifyState::Running, &[1, 2]), Lsn(7), 9);
+        assert!(job.is_running() && job.ended_us == 0);
+        assert_eq!((job.results.len(), job.compared_bytes(), job.differing_bytes()), (1, 3, 2));
+        job.follow(&report(VerifyState::Done, &[2]), Lsn(8), 10);
+        assert_eq!((job.state, job.end_lsn, job.ended_us), (JobState::Done, Lsn(8), 10));
+        assert_eq!(job.reason, "bc");
+    }
+}
