@@ -10,6 +10,8 @@ use store_support::{DOMAIN, large};
 use support::{BaseRule, DISK_SECTORS, Model, SECTOR};
 use tidemark_journal::image::{Image, mark};
 use tidemark_journal::retention::{Policy, Pressure, Schedule, Terms, advance, due, held_back};
+use tidemark_journal::storage::Faults;
+use tidemark_journal::store::SweepOptions;
 use tidemark_journal::view::ExtentKind;
 use tidemark_journal::{Pin, PinKind, RetentionError};
 use tidemark_proto::ids::{DiskId, Lsn};

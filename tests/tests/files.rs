@@ -200,8 +200,7 @@ fn files_are_what_the_kernel_shows_at_unquiesced_points() {
 
 /// Restores some files and compares them with a tree that is the kernel's.
 fn restore_some(guest: &Guest, tree: &Tree, lsn: u64, random: &mut StdRng) -> usize {
-    let files: Vec<_> =
-        tree.iter().filter(|(_, node)| node.kind == "file" && node.size_bytes > 0).collect();
+    let files: Vec<_> = tree.iter().filter(|(_, node)| node.kind == "file" && node.size_bytes > 0).collect();
     if files.is_empty() {
         return 0;
     }
