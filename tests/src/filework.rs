@@ -61,7 +61,7 @@ impl FileWork {
         while !self.stop.load(Ordering::SeqCst) {
             self.step(&mut random)?;
             let steps = self.steps.fetch_add(1, Ordering::SeqCst);
-            if steps.is_multiple_of(97) {
+            if steps.is_multiple_of(31) {
                 File::open(&self.root)?.sync_all()?;
             }
             std::thread::sleep(Duration::from_millis(1));

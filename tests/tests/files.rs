@@ -41,11 +41,22 @@ struct Guest {
 impl Guest {
     /// `options` are those of mkfs.ext4. The disk is protected when it is filled.
     fn start(name: &str, bytes: u64, options: &[&str], fill: impl FnOnce(&Path)) -> Self {
+        Self::start_mounted(name, bytes, options, "rw", fill)
+    }
+
+    /// With options of mount, too.
+    fn start_mounted(
+        name: &str,
+        bytes: u64,
+        options: &[&str],
+        mount: &str,
+        fill: impl FnOnce(&Path),
+    ) -> Self {
         let mut site = Site::start(name).unwrap();
         let disk = LoopDisk::create(&site.path().join("disk"), bytes).unwrap();
         let device = disk.device().to_string_lossy().into_owned();
         run("mkfs.ext4", &[&["-q", "-F"], options, &[&device]].concat());
-        let live = Mounted::mount(disk.device(), &site.path().join("live"), "rw").unwrap();
+        let live = Mounted::mount(disk.device(), &site.path().join("live"), mount).unwrap();
         fill(live.path());
         let splitter = site.add_splitter(VM, &["--ring-mib", "128"]).unwrap();
         site.splitter(splitter).unwrap().protect(disk.device(), true).unwrap();
@@ -76,13 +87,24 @@ impl Guest {
         self.site.cli_json(&["files", "diff", VM, "--from", &from, "--to", &to]).unwrap()
     }
 
+    /// Where the journal of a point begins: it goes back to the front when it wraps.
+    fn journal_start(image: &Path) -> u64 {
+        let said = run("dumpe2fs", &["-h", &image.to_string_lossy()]);
+        let line = said.lines().find_map(|line| line.strip_prefix("Journal start:"));
+        line.and_then(|number| number.trim().parse().ok()).unwrap_or_else(|| panic!("no start in {said}"))
+    }
+
     /// What the kernel shows of a point.
     fn kernel(&self, lsn: u64) -> Tree {
-        let image = self.site.path().join("image");
-        fs::write(&image, self.site.image(VM, 0, &format!("lsn:{lsn}")).unwrap()).unwrap();
-        let tree = of_kernel(&image, &self.site.path().join("mounted")).unwrap();
-        fs::remove_file(&image).unwrap();
-        tree
+        self.kernel_and_journal(lsn).0
+    }
+
+    fn kernel_and_journal(&self, lsn: u64) -> (Tree, u64) {
+        // In memory: the disk is the appliance's.
+        let image = tempfile::Builder::new().prefix("tidemark-files-").tempfile_in("/dev/shm").unwrap();
+        fs::write(image.path(), self.site.image(VM, 0, &format!("lsn:{lsn}")).unwrap()).unwrap();
+        let journal = Self::journal_start(image.path());
+        (of_kernel(image.path(), &self.site.path().join("mounted")).unwrap(), journal)
     }
 
     fn get(&self, path: &str, lsn: u64, to: &Path) -> anyhow::Result<String> {
@@ -105,16 +127,88 @@ fn random_points(guest: &Guest, count: usize, last: u64, random: &mut StdRng) ->
         .map(|window| (window.from_lsn, window.to_lsn.min(last)))
         .filter(|(from, to)| from < to)
         .collect();
-    let mut points: Vec<u64> = (0..count)
-        .map(|_| {
-            let (from, to) = windows[random.random_range(0..windows.len())];
-            random.random_range(from..=to)
-        })
-        .collect();
+    let mut points: Vec<u64> = Vec::new();
+    while points.len() < count {
+        let (from, to) = windows[random.random_range(0..windows.len())];
+        let lsn = random.random_range(from..=to);
+        // And a near one: data that was written in place, whose time is not committed, lies between such.
+        points.extend([lsn, (lsn + random.random_range(1..=6)).min(to)]);
+    }
     points.push(last);
     points.sort_unstable();
     points.dedup();
     points
+}
+
+/// What was compared, and how often the comparisons that must fail did.
+#[derive(Debug, Default)]
+struct Judged {
+    points: usize,
+    /// Without the journal.
+    stale: usize,
+    /// A list beside the tree of the point before.
+    wrong_point: usize,
+    /// Changes since another point.
+    wrong_diff: usize,
+    restored: usize,
+    changes: usize,
+    /// Groups that were searched for the owner of data written in place.
+    searched: u64,
+    /// How often the journal began further in front than at the point before.
+    wrapped: usize,
+}
+
+/// Works with files, then compares random points with the kernel.
+fn judge(guest: &Guest, seed: u64, steps: usize, points: usize) -> Judged {
+    let work = FileWork::new(guest.live.path()).unwrap();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| work.run(seed));
+        let began = Instant::now();
+        while work.steps() < steps && !run.is_finished() && began.elapsed() < Duration::from_secs(240) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        work.stop();
+        run.join().unwrap().unwrap();
+    });
+    let last = guest.mark("end");
+    let mut random = StdRng::seed_from_u64(seed);
+    let points = random_points(guest, points, last, &mut random);
+    let mut judged = Judged::default();
+    let mut before: Option<(u64, Tree, u64)> = None;
+    for lsn in &points {
+        let since = now();
+        let (kernel, journal) = guest.kernel_and_journal(*lsn);
+        let found = of_list(&guest.list(*lsn, &[])).unwrap();
+        let wrong = differences(&kernel, &found, &since);
+        assert!(wrong.is_empty(), "lsn:{lsn}: {} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+        let at = format!("lsn:{lsn}");
+        let words = ["files", "list", VM, "--at", &at, "--recursive", "--blake3", "--ignore-journal"];
+        let raw = guest.site.cli_json(&words).and_then(|printed| of_list(&printed));
+        judged.stale += usize::from(raw.map_or(true, |raw| !differences(&kernel, &raw, &since).is_empty()));
+        if let Some((earlier, tree, begun)) = &before {
+            judged.wrong_point += usize::from(!differences(tree, &found, &since).is_empty());
+            judged.wrapped += usize::from(journal < *begun);
+            let changes = guest.diff(*earlier, *lsn);
+            assert_eq!(changes["nameless"], 0, "{changes}");
+            judged.searched += changes["searched_groups"].as_u64().unwrap();
+            judged.changes += changes["changes"].as_array().unwrap().len();
+            // Times come from our list, which was found to be the kernel's.
+            let after = apply(tree, &changes, &found).unwrap();
+            let wrong = differences(&found, &after, "9");
+            let some = &wrong[..wrong.len().min(5)];
+            assert!(wrong.is_empty(), "lsn:{earlier} to lsn:{lsn}: {} differ: {some:#?}", wrong.len());
+            if *earlier != points[0] {
+                let other = apply(tree, &guest.diff(points[0], *lsn), &found);
+                judged.wrong_diff +=
+                    usize::from(other.map_or(true, |other| !differences(&found, &other, "9").is_empty()));
+            }
+        }
+        judged.restored += restore_some(guest, &found, *lsn, &mut random);
+        judged.points += 1;
+        before = Some((*lsn, found, journal));
+    }
+    println!("{judged:?}, {} steps, lsn:{} to lsn:{last}", work.steps(), points[0]);
+    judged
 }
 
 /// At random points of a busy file system, which nobody prepared, lists, comparisons and restored files are what the
@@ -125,76 +219,26 @@ fn files_are_what_the_kernel_shows_at_unquiesced_points() {
         return;
     }
     let guest = Guest::start("files", 160 << 20, &["-b", "4096", "-J", "size=4"], |_| {});
-    let work = FileWork::new(guest.live.path()).unwrap();
-    std::thread::scope(|scope| {
-        let run = scope.spawn(|| work.run(7));
-        let wanted = if large() { 20_000 } else { 4_000 };
-        let began = Instant::now();
-        while work.steps() < wanted && !run.is_finished() && began.elapsed() < Duration::from_secs(240) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        work.stop();
-        run.join().unwrap().unwrap();
-    });
-    let last = guest.mark("end");
-    let mut random = StdRng::seed_from_u64(23);
-    let points = random_points(&guest, if large() { 200 } else { 24 }, last, &mut random);
-    let (mut stale, mut wrong_point, mut wrong_diff, mut restored) = (0, 0, 0, 0);
-    let mut before: Option<(u64, Tree, String)> = None;
-    let mut first: Option<u64> = None;
-    for lsn in &points {
-        let since = now();
-        let kernel = guest.kernel(*lsn);
-        let found = of_list(&guest.list(*lsn, &[])).unwrap();
-        let wrong = differences(&kernel, &found, &since);
-        assert!(wrong.is_empty(), "lsn:{lsn}: {} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-        // Negative controls: without the journal, and at another point, the same comparison fails.
-        let raw = guest.site.cli_json(&[
-            "files",
-            "list",
-            VM,
-            "--at",
-            &format!("lsn:{lsn}"),
-            "--recursive",
-            "--blake3",
-            "--ignore-journal",
-        ]);
-        let raw = raw.and_then(|printed| of_list(&printed));
-        stale += usize::from(raw.map_or(true, |raw| !differences(&kernel, &raw, &since).is_empty()));
-        if let Some((earlier, tree, _)) = &before {
-            wrong_point += usize::from(!differences(tree, &found, &since).is_empty());
-            let changes = guest.diff(*earlier, *lsn);
-            assert_eq!(changes["nameless"], 0, "{changes}");
-            // Times come from our list, which was found to be the kernel's.
-            let after = apply(tree, &changes, &found).unwrap();
-            let wrong = differences(&found, &after, "9");
-            assert!(
-                wrong.is_empty(),
-                "lsn:{earlier} to lsn:{lsn}: {} differ: {:#?}",
-                wrong.len(),
-                &wrong[..wrong.len().min(5)]
-            );
-            // The changes since another point do not lead here.
-            if let Some(first) = first.filter(|first| first != earlier) {
-                let other = apply(tree, &guest.diff(first, *lsn), &found);
-                wrong_diff +=
-                    usize::from(other.map_or(true, |other| !differences(&found, &other, "9").is_empty()));
-            }
-        }
-        first = first.or(Some(*lsn));
-        restored += restore_some(&guest, &found, *lsn, &mut random);
-        before = Some((*lsn, found, since));
+    let (steps, points) = if large() { (20_000, 100) } else { (4_000, 24) };
+    let judged = judge(&guest, 7, steps, points);
+    assert!(judged.points >= 20 && judged.restored >= 20, "{judged:?}");
+    // The comparisons that must fail do.
+    let half = judged.points / 2;
+    assert!(judged.stale >= half && judged.wrong_point >= half && judged.wrong_diff >= 5, "{judged:?}");
+    assert!(judged.wrapped >= 2, "the journal did not wrap: {judged:?}");
+    guest.site.finish(&[]).unwrap();
+}
+
+/// The same where data goes through the journal, and with small blocks.
+#[test]
+fn files_are_what_the_kernel_shows_when_data_is_journaled() {
+    if skipped("the tap, loop devices and mounts") {
+        return;
     }
-    println!(
-        "{} points of {} steps, lsn:{} to lsn:{last}; wrong without the journal at {stale}, {restored} files restored",
-        points.len(),
-        work.steps(),
-        points[0]
-    );
-    assert!(points.len() >= 20 && restored >= 20, "{points:?}, {restored} files restored");
-    assert!(stale >= points.len() / 2, "without the journal only {stale} points are wrong");
-    assert!(wrong_point >= points.len() / 2, "{wrong_point} points differ from the one before");
-    assert!(wrong_diff >= 5, "{wrong_diff} comparisons with another point are wrong");
+    let options = ["-b", "1024", "-J", "size=8"];
+    let guest = Guest::start_mounted("journaled", 160 << 20, &options, "rw,data=journal", |_| {});
+    let judged = judge(&guest, 8, 2_500, 10);
+    assert!(judged.points >= 8 && judged.stale >= judged.points / 2, "{judged:?}");
     guest.site.finish(&[]).unwrap();
 }
 
@@ -433,6 +477,15 @@ fn a_comparison_reads_little_of_a_large_file_system() {
     // Less than the inodes alone take at both points.
     let inodes = folders as u64 * 100 * 256 * 2;
     assert!(read < inodes + (12 << 20), "{read} bytes were read");
+    // Data in place is on the disk before the time that tells of it; it is told in either case.
+    let one = fs::File::options().write(true).open(path(guest.live.path(), 1)).unwrap();
+    one.write_all_at(b"x", 0).unwrap();
+    one.sync_data().unwrap();
+    let printed = guest.diff(to, guest.mark("in place"));
+    let change = &printed["changes"][0];
+    println!("in place: {change}, {} tables searched", printed["searched_groups"]);
+    assert_eq!((change["path"].as_str(), &change["what"][0]), (Some("/folder-0/file-1"), &"content".into()));
+    assert_eq!(printed["changes"].as_array().unwrap().len(), 1);
     let _ = guest.disk.device();
     guest.site.finish(&[]).unwrap();
 }

@@ -18,8 +18,11 @@ const PAGE_BYTES: u64 = 16 << 10;
 /// Pages kept: 96 MiB, room for a journal's descriptors and the tables of a file system of average size. Beyond it the
 /// oldest go and are read again at need.
 const PAGES_MAX: usize = 6144;
-/// Pages of one read of a sequential reader: 1 MiB.
-const AHEAD_PAGES: u64 = 64;
+/// Pages of one read at most, 1 MiB: content is asked for in such pieces.
+const SPAN_PAGES: u64 = 64;
+/// Pages that a reader of small pieces, one behind the other, gets at once: 128 KiB. Tables and folders are read so, and
+/// what lies behind them is often not wanted.
+const AHEAD_PAGES: u64 = 8;
 
 /// What was read from the appliance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -103,7 +106,7 @@ impl Pages {
             let missing =
                 (page..wanted.end).take_while(|page| !state.pages.contains_key(page)).count() as u64;
             state.ahead = if page == state.next { (state.ahead * 2).min(AHEAD_PAGES) } else { 1 };
-            let count = missing.max(state.ahead).min(AHEAD_PAGES).min(pages.saturating_sub(page));
+            let count = missing.max(state.ahead).min(SPAN_PAGES).min(pages.saturating_sub(page));
             let offset = page * PAGE_BYTES;
             let length = (count * PAGE_BYTES).min(state.size_bytes.saturating_sub(offset));
             let pieces = self.handle.block_on(state.view.read(&self.disk, offset, length))?;
@@ -130,7 +133,7 @@ impl Source for Pages {
             let page = at / PAGE_BYTES;
             let skip = usize::try_from(at % PAGE_BYTES).unwrap_or(0);
             // No more than what is certain to stay while it is copied.
-            let span = (skip as u64 + rest.len() as u64).div_ceil(PAGE_BYTES).min(AHEAD_PAGES);
+            let span = (skip as u64 + rest.len() as u64).div_ceil(PAGE_BYTES).min(SPAN_PAGES);
             if !state.pages.contains_key(&page) {
                 self.fetch(&mut state, page..page + span)?;
             }
