@@ -22,6 +22,7 @@ use crate::recovery::Leases;
 use crate::retention::Retention;
 use crate::space::Space;
 use crate::tasks::Tasks;
+use crate::templates::Templates;
 use crate::transport::Gate;
 
 /// The parts of a running appliance.
@@ -49,6 +50,8 @@ pub struct Core {
     pub retention: Retention,
     /// Files kept in the chunk store.
     pub objects: Arc<Objects>,
+    /// What published templates have, by hashes.
+    pub templates: Arc<Templates>,
     /// Group commit.
     pub committer: Arc<Committer>,
     /// Who may compare by hashes now: [`COMPARE_PARALLEL`](crate::ingest::COMPARE_PARALLEL).
@@ -70,6 +73,17 @@ pub struct Core {
 }
 
 impl Core {
+    /// Something was published, or is not any more. What is new is known to splitters as soon as it is indexed.
+    pub fn templates_changed(&self) {
+        self.templates.forget_unpublished();
+        let templates = Arc::clone(&self.templates);
+        self.tasks.spawn(async move {
+            if tokio::task::spawn_blocking(move || templates.build()).await.is_err() {
+                tracing::error!("indexing templates ended unexpectedly");
+            }
+        });
+    }
+
     /// Notes an act in the audit trail. A failure is logged and changes nothing: the act has happened.
     pub async fn audit(&self, actor: &str, action: &str, target: &str, detail: &str) {
         if let Err(error) = self.catalog.audit(now_us(), actor, action, target, detail).await {

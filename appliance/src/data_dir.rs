@@ -56,7 +56,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`] when another appliance has it.
     pub fn open(root: &Path) -> Result<Self, DataDirError> {
-        let names = ["ca", "vms", "clones", "exports", "store", "signing"];
+        let names = ["ca", "vms", "clones", "exports", "store", "signing", "templates"];
         for dir in std::iter::once(root.to_path_buf()).chain(names.map(|name| root.join(name))) {
             DirBuilder::new()
                 .recursive(true)
@@ -129,6 +129,12 @@ impl DataDir {
     #[must_use]
     pub fn objects(&self) -> PathBuf {
         self.root.join("objects")
+    }
+
+    /// Indexes of what published templates have.
+    #[must_use]
+    pub fn templates(&self) -> PathBuf {
+        self.root.join("templates")
     }
 
     /// The default master key of the chunk store: with the authority's key, so that one copy has both.

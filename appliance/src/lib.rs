@@ -26,4 +26,5 @@ pub mod settings;
 pub mod signing;
 pub mod space;
 pub mod tasks;
+pub mod templates;
 pub mod transport;

@@ -36,12 +36,14 @@ pub struct Metrics {
     pub received_bytes: Family<VmLabel, Counter>,
     /// Bytes of disks that splitters asked about by their hashes.
     pub compared_bytes: Family<VmLabel, Counter>,
-    /// Of them, bytes that were known and not sent.
+    /// Of them, bytes that were known or offered, and so need not be sent.
     pub known_bytes: Family<VmLabel, Counter>,
     /// Bytes of disks that verifies compared.
     pub verified_bytes: Family<VmLabel, Counter>,
     /// Of them, bytes that differed from the journal.
     pub differing_bytes: Family<VmLabel, Counter>,
+    /// Bytes that published templates gave to VMs' journals instead of the network.
+    pub template_bytes: Family<VmLabel, Counter>,
     /// Frames received from splitters.
     pub received_frames: Family<VmLabel, Counter>,
     /// Bytes written to journals since they were opened.
@@ -150,6 +152,8 @@ impl Default for Metrics {
         registry.register("verify_compared_bytes", "Compared by verifies", verified_bytes.clone());
         let differing_bytes = Family::default();
         registry.register("verify_differing_bytes", "Differing from the journal", differing_bytes.clone());
+        let template_bytes = Family::default();
+        registry.register("ingest_template_bytes", "Taken from published templates", template_bytes.clone());
         let written_bytes = Family::default();
         registry.register(
             "journal_written_bytes",
@@ -199,6 +203,7 @@ impl Default for Metrics {
             known_bytes,
             verified_bytes,
             differing_bytes,
+            template_bytes,
             written_bytes,
             durable_lag,
             undurable_bytes,
@@ -259,6 +264,7 @@ impl Metrics {
         self.folded_bytes.remove(&label);
         self.compared_bytes.remove(&label);
         self.known_bytes.remove(&label);
+        self.template_bytes.remove(&label);
         self.verified_bytes.remove(&label);
         self.differing_bytes.remove(&label);
         for gauge in [

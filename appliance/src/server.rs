@@ -49,6 +49,7 @@ use crate::retention::{Retention, rebuild_held};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
+use crate::templates::Templates;
 use crate::transport::{Gate, Incoming, bind};
 use crate::{admin_context, clones, http, master_key, signing};
 
@@ -108,6 +109,9 @@ impl Appliance {
         let (images, packs) = open_images(&data, settings, &authority).await?;
         let images = Arc::new(images);
         let objects = open_objects(&data, &images, &catalog).await?;
+        let stopping = CancellationToken::new();
+        let store = Arc::clone(images.store());
+        let templates = Templates::open(&data.templates(), store, Arc::clone(&objects), stopping.clone())?;
         let metrics = Arc::new(Metrics::default());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let names = server_names(settings);
@@ -142,12 +146,13 @@ impl Appliance {
             packs,
             retention,
             objects,
+            templates: Arc::new(templates),
             committer: Arc::new(Committer::default()),
             compare_slots: Arc::new(Semaphore::new(COMPARE_PARALLEL)),
             metrics,
             leases: Arc::new(Leases::default()),
             space,
-            stopping: CancellationToken::new(),
+            stopping,
             tasks: Tasks::default(),
         });
         let ending = CancellationToken::new();
@@ -161,6 +166,7 @@ impl Appliance {
         tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
         tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
         tokio::spawn(Arc::clone(&core.clones).run(ending.clone()));
+        core.templates_changed();
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
         Ok(Self { address, http, core, ending, server, committer })
     }

@@ -7,7 +7,6 @@ mod site;
 use std::process::Command;
 
 use site::{Guest, Site};
-use tidemark_appliance::retention::collect;
 use tidemark_proto::v1::clones_client::ClonesClient;
 use tidemark_proto::v1::retention_client::RetentionClient;
 use tidemark_proto::v1::when::Point;
@@ -37,7 +36,7 @@ fn latest() -> Option<When> {
 }
 
 async fn create(site: &Site, vm: &str, at: Option<When>, name: &str) -> Result<CloneInfo, Status> {
-    let request = CreateCloneRequest { vm: vm.into(), at, name: name.into() };
+    let request = CreateCloneRequest { vm: vm.into(), at, name: name.into(), ..Default::default() };
     Ok(clones(site).await.create_clone(request).await?.into_inner())
 }
 
@@ -361,10 +360,194 @@ async fn a_clone_is_folded_by_its_policy_and_needs_its_vm_no_more() {
     site.restart().await;
     assert!(content(&site, "copy", latest()).await.unwrap() == expected);
     // What it has in the store stays through collections.
-    let freed = collect(site.appliance().core());
+    let freed = tidemark_appliance::retention::collect(site.appliance().core());
     assert!(freed.is_ok(), "{freed:?}");
     assert!(content(&site, "copy", latest()).await.unwrap() == expected);
     let export = export(&site, "copy").await.unwrap();
     stop(&site, &export).await;
     remove(&site, "copy").await.unwrap();
+}
+
+/// A raw image whose blocks differ, with a hole; its size is no whole number of chunks.
+fn golden() -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(DISK_BYTES).unwrap() - 8192];
+    for (index, word) in (0_u64..).zip(bytes[..5 << 20].chunks_mut(8)) {
+        word.copy_from_slice(&index.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    }
+    bytes
+}
+
+async fn create_from(site: &Site, template: &str, name: &str) -> Result<CloneInfo, Status> {
+    let request = CreateCloneRequest { name: name.into(), template: template.into(), ..Default::default() };
+    Ok(clones(site).await.create_clone(request).await?.into_inner())
+}
+
+/// The content of a clone of the template, which has its size.
+async fn of_template(site: &Site, name: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
+    let mut console = site.console().await.max_decoding_message_size(64 << 20);
+    let request = OpenViewRequest { vm: name.into(), at, disk: String::new() };
+    let mut held = console.open_view(request).await?.into_inner();
+    let view = held.message().await?.unwrap();
+    let length = view.disks[0].size_bytes;
+    let request = ReadViewRequest { view_id: view.view_id, disk: "disk-1".into(), offset: 0, length };
+    let mut chunks = console.read_view(request).await?.into_inner();
+    let mut bytes = Vec::new();
+    while let Some(chunk) = chunks.message().await? {
+        bytes.extend_from_slice(&chunk.data);
+        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
+    }
+    Ok(bytes)
+}
+
+/// Writes into a clone and flushes.
+async fn write(site: &Site, name: &str, offset: u64, byte: u8) {
+    let mut client = clones(site).await;
+    let request = OpenCloneRequest { name: name.into(), disk: String::new() };
+    let mut held = client.open_clone(request).await.unwrap().into_inner();
+    let view_id = held.message().await.unwrap().unwrap().view_id;
+    let write = WriteCloneRequest {
+        view_id: view_id.clone(),
+        disk: "disk-1".into(),
+        offset,
+        data: vec![byte; 100_000].into(),
+        durable: true,
+        ..Default::default()
+    };
+    client.write_clone(write).await.unwrap();
+}
+
+fn collect(site: &Site) -> u64 {
+    tidemark_appliance::retention::collect(site.appliance().core()).unwrap().freed_bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_of_a_template_is_its_content_and_a_clone_like_every_other() {
+    let mut site = Site::start().await;
+    let golden = golden();
+    site.put_object("golden", "template", false, &golden).await;
+    site.put_object("music", "iso", false, &golden[..1000]).await;
+    let made = create_from(&site, "golden", "web-1").await.unwrap();
+    assert_eq!(
+        (made.template.as_str(), made.parent.as_str(), made.lsn, made.latest_lsn),
+        ("golden", "", 0, 0)
+    );
+    assert_eq!(made.disks[0].size_bytes, golden.len() as u64);
+    assert!(of_template(&site, "web-1", latest()).await.unwrap() == golden);
+    assert!(of_template(&site, "web-1", lsn(0)).await.unwrap() == golden);
+    let ago = Some(When { point: Some(Point::TimeUs(made.created_us)) });
+    assert!(of_template(&site, "web-1", ago).await.unwrap() == golden);
+    let before = Some(When { point: Some(Point::TimeUs(made.created_us - 1_000_000)) });
+    let refused = of_template(&site, "web-1", before).await.unwrap_err();
+    assert!(
+        refused.message().contains("the nearest point is lsn:0") && refused.message().contains("after"),
+        "{refused}"
+    );
+    let refused = of_template(&site, "web-1", lsn(1)).await.unwrap_err();
+    assert!(refused.message().contains("after the latest"), "{refused}");
+    // What cannot be a clone.
+    for (template, name, code) in [
+        ("golden", "web-1", Code::InvalidArgument),
+        ("golden", "a b", Code::InvalidArgument),
+        ("music", "web-2", Code::InvalidArgument),
+        ("nothing", "web-2", Code::NotFound),
+    ] {
+        assert_eq!(create_from(&site, template, name).await.unwrap_err().code(), code, "{template} {name}");
+    }
+    let both = CreateCloneRequest {
+        vm: "web-1".into(),
+        at: latest(),
+        name: "web-2".into(),
+        template: "golden".into(),
+    };
+    assert_eq!(clones(&site).await.create_clone(both).await.unwrap_err().code(), Code::InvalidArgument);
+    // Written, each write a point; a clone of it has what it had.
+    write(&site, "web-1", 70_000, 7).await;
+    create(&site, "web-1", lsn(0), "web-1-before").await.unwrap();
+    create(&site, "web-1", latest(), "web-1-after").await.unwrap();
+    let mut written = golden.clone();
+    written[70_000..170_000].fill(7);
+    let points = ListPointsRequest { vm: "web-1".into(), ..Default::default() };
+    let windows = site.console().await.list_points(points).await.unwrap().into_inner().windows;
+    assert!(windows.len() == 1 && windows[0].from_lsn == 0 && windows[0].to_lsn > 0, "{windows:?}");
+    // What clones were made from stays, and it says of which; after a restart, too.
+    for restart in [false, true] {
+        if restart {
+            site.restart().await;
+        }
+        let refused = site.remove_object("golden").await.unwrap_err();
+        assert!(
+            refused.code() == Code::FailedPrecondition && refused.message().contains("'web-1'"),
+            "{refused}"
+        );
+        let listed = list(&site).await;
+        let named: Vec<_> = listed.iter().map(|one| (one.name.as_str(), one.template.as_str())).collect();
+        assert_eq!(named, [("web-1", "golden"), ("web-1-after", ""), ("web-1-before", "")]);
+        collect(&site);
+        assert!(of_template(&site, "web-1", latest()).await.unwrap() == written);
+        assert!(of_template(&site, "web-1", lsn(0)).await.unwrap() == golden);
+        assert!(of_template(&site, "web-1-before", latest()).await.unwrap() == golden);
+        assert!(of_template(&site, "web-1-after", latest()).await.unwrap() == written);
+    }
+    let export = export(&site, "web-1").await.unwrap();
+    if succeed("qemu-io", &["--version"]).await {
+        let io = ["-f", "raw", "-c", "read -P 7 70000 100000", "-c", "write -P 9 1M 64k", &export.uri];
+        succeed("qemu-io", &io).await;
+    }
+    stop(&site, &export).await;
+    remove(&site, "web-1-after").await.unwrap();
+    remove(&site, "web-1-before").await.unwrap();
+    remove(&site, "web-1").await.unwrap();
+    site.remove_object("golden").await.unwrap();
+    // The negative control: what nobody needs any more is freed.
+    assert!(collect(&site) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_keeps_the_content_even_when_the_record_of_its_template_is_lost() {
+    let mut site = Site::start().await;
+    let golden = golden();
+    let object = site.put_object("golden", "template", false, &golden).await;
+    create_from(&site, "golden", "web-1").await.unwrap();
+    site.stop().await;
+    std::fs::remove_file(site.settings.data.join("objects").join(&object.id)).unwrap();
+    site.restart().await;
+    collect(&site);
+    assert!(of_template(&site, "web-1", latest()).await.unwrap() == golden);
+    assert_eq!(list(&site).await[0].template, object.id, "by its id, as it has no name any more");
+    // The negative control: without the clone the chunks are gone.
+    remove(&site, "web-1").await.unwrap();
+    assert!(collect(&site) > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_of_a_template_that_was_being_made_is_there_or_not_after_a_kill() {
+    let mut site = Site::start_process(&[]).await;
+    let golden = golden();
+    site.put_object("golden", "template", false, &golden).await;
+    create_from(&site, "golden", "kept").await.unwrap();
+    write(&site, "kept", 0, 5).await;
+    let mut written = golden.clone();
+    written[..100_000].fill(5);
+    for round in 0..5_u64 {
+        let wait = std::time::Duration::from_micros(300 + 1500 * round);
+        let half = format!("half-{round}");
+        let _ = tokio::time::timeout(wait, create_from(&site, "golden", &half)).await;
+        if let Some(before) = round.checked_sub(1) {
+            let name = format!("half-{before}");
+            let _ = tokio::time::timeout(wait, remove(&site, &name)).await;
+        }
+        site.kill();
+        site.spawn(&[]).await;
+        assert!(of_template(&site, "kept", latest()).await.unwrap() == written);
+        for clone in list(&site).await {
+            assert_eq!((clone.problem.as_str(), clone.template.as_str()), ("", "golden"), "{}", clone.name);
+            assert!(of_template(&site, &clone.name, lsn(0)).await.unwrap() == golden, "{}", clone.name);
+        }
+    }
+    let clones = list(&site).await;
+    let refused = site.remove_object("golden").await.unwrap_err();
+    assert!(refused.message().contains("'kept'"), "{refused}");
+    site.terminate();
+    let folders = std::fs::read_dir(site.settings.data.join("clones")).unwrap();
+    assert_eq!(folders.count(), clones.len(), "nothing half made is left");
 }

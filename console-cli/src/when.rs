@@ -51,7 +51,7 @@ pub(crate) enum InvalidWhen {
     Relative(String),
     #[error("'{0}' names a branch, but there are no branches: write lsn:NUMBER")]
     Branch(String),
-    #[error("'{0}' is no LSN: write lsn: and a whole number from 1, such as lsn:1234")]
+    #[error("'{0}' is no LSN: write lsn: and a whole number, such as lsn:1234")]
     Lsn(String),
     #[error("'{0}' names no bookmark: write bookmark: and a name of 1 to {NAME_MAX_CHARS} characters")]
     Bookmark(String),
@@ -110,7 +110,7 @@ fn parse_lsn(text: &str, number: &str) -> Result<When, InvalidWhen> {
     if number.contains('/') {
         return Err(InvalidWhen::Branch(text.to_owned()));
     }
-    digits(number).filter(|lsn| *lsn > 0).map(When::Lsn).ok_or_else(|| InvalidWhen::Lsn(text.to_owned()))
+    digits(number).map(When::Lsn).ok_or_else(|| InvalidWhen::Lsn(text.to_owned()))
 }
 
 fn parse_ago(text: &str, ago: &str) -> Result<When, InvalidWhen> {
@@ -275,10 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn lsns_are_whole_numbers_from_one() {
+    fn lsns_are_whole_numbers() {
         assert_eq!(parse("lsn:1234"), Ok(When::Lsn(1234)));
+        // Where the clone of a template begins.
+        assert_eq!(parse("lsn:0"), Ok(When::Lsn(0)));
         assert_eq!(parse("lsn:18446744073709551615"), Ok(When::Lsn(u64::MAX)));
-        for bad in ["lsn:", "lsn:0", "lsn:-1", "lsn:+1", "lsn:1x", "lsn: 1", "lsn:18446744073709551616"] {
+        for bad in ["lsn:", "lsn:-1", "lsn:+1", "lsn:1x", "lsn: 1", "lsn:18446744073709551616"] {
             assert!(matches!(parse(bad), Err(InvalidWhen::Lsn(_))), "{bad}");
         }
         let branch = parse("lsn:main/12").unwrap_err();

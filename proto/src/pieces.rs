@@ -1,8 +1,8 @@
 //! Hashes of pieces of a disk, by which a splitter asks what need not be sent.
 //!
 //! A hash is BLAKE3 keyed with 32 bytes that the appliance draws for each session, so hashes of two VMs, or of one VM
-//! at two times, cannot be compared by whoever sees them. A piece that reads as zeroes has no hash; [`ZEROES`] stands
-//! for it.
+//! at two times, cannot be compared by whoever sees them. Sessions that may use what templates have share the key of
+//! the appliance's index of them. A piece that reads as zeroes has no hash; [`ZEROES`] stands for it.
 
 use thiserror::Error;
 
@@ -15,7 +15,7 @@ pub const HASH_BYTES: usize = 32;
 /// In place of the hash of a piece that reads as zeroes.
 pub const ZEROES: [u8; HASH_BYTES] = [0; HASH_BYTES];
 
-/// The key of one session's hashes.
+/// The key of a session's hashes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HashKey(pub [u8; 32]);
 
@@ -148,14 +148,35 @@ pub fn read(question: &HashQuestion) -> Result<Vec<Piece>, QuestionError> {
 /// Gives an answer: whether each piece is known, in the question's order.
 #[must_use]
 pub fn answer(id: u64, known: &[bool]) -> HashAnswer {
+    HashAnswer { id, known: pack(known).into(), ..HashAnswer::default() }
+}
+
+/// The answer that also says whether each piece is offered.
+#[must_use]
+pub fn offer(answer: HashAnswer, offered: &[bool]) -> HashAnswer {
+    if offered.contains(&true) { HashAnswer { offered: pack(offered).into(), ..answer } } else { answer }
+}
+
+/// Bit `i % 8` of byte `i / 8` is bit i.
+fn pack(bits: &[bool]) -> Vec<u8> {
     let byte = |bits: &[bool]| bits.iter().rev().fold(0_u8, |byte, bit| byte << 1 | u8::from(*bit));
-    HashAnswer { id, known: known.chunks(8).map(byte).collect::<Vec<_>>().into() }
+    bits.chunks(8).map(byte).collect()
+}
+
+fn is_set(packed: &[u8], index: usize) -> bool {
+    packed.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
 }
 
 /// Whether piece `index` is known. What the answer does not name is not.
 #[must_use]
 pub fn is_known(answer: &HashAnswer, index: usize) -> bool {
-    answer.known.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
+    is_set(&answer.known, index)
+}
+
+/// Whether piece `index` is offered. What the answer does not name is not.
+#[must_use]
+pub fn is_offered(answer: &HashAnswer, index: usize) -> bool {
+    is_set(&answer.offered, index)
 }
 
 #[cfg(test)]
@@ -191,6 +212,11 @@ mod tests {
         let told: Vec<bool> = (0..pieces.len()).map(|index| is_known(&answer, index)).collect();
         assert_eq!(told, known);
         assert!(!is_known(&answer, pieces.len() + 100), "what is not answered is not known");
+        assert!(!(0..pieces.len()).any(|index| is_offered(&answer, index)));
+        let unknown: Vec<bool> = known.iter().map(|known| !known).collect();
+        let answer = offer(answer, &unknown);
+        let offered: Vec<bool> = (0..pieces.len()).map(|index| is_offered(&answer, index)).collect();
+        assert_eq!(offered, unknown);
     }
 
     #[test]

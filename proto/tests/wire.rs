@@ -1,7 +1,10 @@
 //! Bytes on the wire that both sides of every version must agree on.
 
 use prost::Message;
+use tidemark_proto::chain;
+use tidemark_proto::ids::ChainHash;
 use tidemark_proto::pieces::{self, HASH_BYTES, Piece};
+use tidemark_proto::v1::{BaseBlocks, Frame, Welcome, WriteEntry, frame};
 
 #[test]
 fn a_question_and_an_answer_have_these_bytes() {
@@ -10,4 +13,41 @@ fn a_question_and_an_answer_have_these_bytes() {
     expected.extend_from_slice(&[9; HASH_BYTES]);
     assert_eq!(pieces::ask(5, 1, 3, &[piece]).encode_to_vec(), expected);
     assert_eq!(pieces::answer(5, &[true, false, false, true]).encode_to_vec(), [8, 5, 18, 1, 0b1001]);
+}
+
+#[test]
+fn an_offer_and_what_is_named_by_it_have_these_bytes() {
+    let answer = pieces::offer(pieces::answer(5, &[true, false]), &[false, true]);
+    assert_eq!(answer.encode_to_vec(), [8, 5, 18, 1, 0b01, 26, 1, 0b10]);
+    // Without an offer it is an answer of version 2.
+    let answer = pieces::offer(pieces::answer(5, &[true, false]), &[false, false]);
+    assert_eq!(answer.encode_to_vec(), [8, 5, 18, 1, 0b01]);
+    assert_eq!(Welcome { templates: true, ..Welcome::default() }.encode_to_vec(), [0x78, 1]);
+    let hashes = vec![9; HASH_BYTES].into();
+    let mut expected = vec![8, 3, 42, 32];
+    expected.extend_from_slice(&[9; HASH_BYTES]);
+    assert_eq!(BaseBlocks { line_lsn: 3, hashes, ..BaseBlocks::default() }.encode_to_vec(), expected);
+}
+
+#[test]
+fn blocks_named_by_hashes_have_the_chain_of_the_same_blocks_with_their_payload() {
+    let content = vec![3_u8; 8192];
+    let entry = WriteEntry { disk_id: 1, kind: 1, start_sector: 8, sectors: 16, ..WriteEntry::default() };
+    let crc32c = vec![8, 9];
+    let whole = BaseBlocks {
+        line_lsn: 3,
+        entries: vec![entry],
+        payload: content.into(),
+        crc32c,
+        ..BaseBlocks::default()
+    };
+    let named =
+        BaseBlocks { payload: Vec::new().into(), hashes: vec![9; HASH_BYTES].into(), ..whole.clone() };
+    let next = |base: BaseBlocks| {
+        let frame = Frame { seq: 4, generation: 1, body: Some(frame::Body::Base(base)), ..Frame::default() };
+        chain::next(&ChainHash([7; 32]), &frame)
+    };
+    assert_eq!(next(whole.clone()), next(named.clone()));
+    // The control: another content has another chain.
+    assert_ne!(next(BaseBlocks { crc32c: vec![1, 2], ..named }), next(whole));
 }

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use super::views::{self, Chunks, HeldView, open_view, optional_disk};
 use super::{blocking, caller};
 use crate::clock::now_us;
-use crate::clones::{self, CloneError, CloneSource, HeldVolume};
+use crate::clones::{self, Below, CloneError, CloneSource, HeldVolume};
 use crate::core::Core;
 use crate::fleet::Vm;
 use crate::transport::Peer;
@@ -47,7 +47,8 @@ impl ClonesService {
 fn failed(error: CloneError) -> Status {
     let text = error.to_string();
     match error {
-        CloneError::Name(_) => Status::invalid_argument(text),
+        CloneError::Name(_) | CloneError::NoTemplate(_) => Status::invalid_argument(text),
+        CloneError::Object(error) => super::objects::failed(&error),
         CloneError::InUse(_) | CloneError::Pin(_) => Status::failed_precondition(text),
         CloneError::Unknown(_) => Status::not_found(text),
         CloneError::TooMany(_) => Status::resource_exhausted(text),
@@ -81,6 +82,11 @@ fn info(core: &Core, clone: &Vm) -> CloneInfo {
         held_back_bytes: core.retention.held_back(clone.id),
         ..CloneInfo::default()
     };
+    if let Some(template) = clone.origin.and_then(|origin| origin.template) {
+        // Its record may be lost; the content is not.
+        let object = core.objects.by_id(template);
+        info.template = object.map_or_else(|| template.to_string(), |object| object.name.clone());
+    }
     match (&parent, point) {
         (Some(parent), _) => info.parent.clone_from(&parent.name),
         (None, Some(_)) => "what it was made from is gone".clone_into(&mut info.problem),
@@ -111,12 +117,23 @@ fn info(core: &Core, clone: &Vm) -> CloneInfo {
 }
 
 async fn create(core: &Arc<Core>, caller: &Peer, request: CreateCloneRequest) -> Result<CloneInfo, Status> {
-    let view = open_view(core, &request.vm, request.at, None).await?;
-    let detail = format!("of '{}' lsn:{}", view.vm_name, view.lsn);
-    let clone = clones::create(core, &request.name, view).await.map_err(failed)?;
+    let (below, detail) = if request.template.is_empty() {
+        let view = open_view(core, &request.vm, request.at, None).await?;
+        let detail = format!("of '{}' lsn:{}", view.vm_name, view.lsn);
+        (Below::Point(Box::new(view)), detail)
+    } else if request.vm.is_empty() && request.at.is_none() {
+        let detail = format!("of template '{}'", request.template);
+        (Below::Template(request.template), detail)
+    } else {
+        return Err(Status::invalid_argument(
+            "a clone is made of a VM at a point, or of a template: name one",
+        ));
+    };
+    let clone = clones::create(core, &request.name, below).await.map_err(failed)?;
     core.audit(&caller.role.uri(), "create clone", &clone.name, &detail).await;
     tracing::info!(clone = clone.name, detail, "clone made");
-    Ok(info(core, &clone))
+    let core = Arc::clone(core);
+    blocking(move || Ok(info(&core, &clone))).await
 }
 
 async fn export(

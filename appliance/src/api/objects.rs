@@ -18,6 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{blocking, caller};
+use crate::clones::names as clone_names;
 use crate::core::Core;
 use crate::images::SHARED_DOMAIN;
 use crate::objects::{Attached, Change, NewObject, Object, ObjectError, ObjectKind, Objects, Piece, Uploads};
@@ -55,6 +56,20 @@ impl ObjectsService {
         Self { core, objects, uploads }
     }
 
+    /// What clones were made from stays. The caller keeps others from being made.
+    fn refuse_cloned(&self, name: &str) -> Result<(), Status> {
+        let object = self.objects.get(name).map_err(|error| failed(&error))?;
+        if object.kind != ObjectKind::Template {
+            return Ok(());
+        }
+        let clones = self.core.fleet.clones_of_template(object.id);
+        if clones.is_empty() {
+            return Ok(());
+        }
+        let text = format!("'{name}' has clones: remove {} first", clone_names(&clones));
+        Err(Status::failed_precondition(text))
+    }
+
     /// Copies a record to the catalog. A failure is logged: the record is the authority, the next start copies it.
     async fn copied(&self, object: &Object) {
         if let Err(error) = self.core.catalog.put_object(object).await {
@@ -63,7 +78,7 @@ impl ObjectsService {
     }
 }
 
-fn failed(error: &ObjectError) -> Status {
+pub(super) fn failed(error: &ObjectError) -> Status {
     let text = error.to_string();
     match error {
         ObjectError::Invalid(_) => Status::invalid_argument(text),
@@ -150,6 +165,9 @@ impl objects_server::Objects for ObjectsService {
             let reply = match done {
                 Ok(object) => {
                     service.copied(&object).await;
+                    if object.published {
+                        service.core.templates_changed();
+                    }
                     let detail = format!("{} bytes, {} new", object.size_bytes, object.new_bytes);
                     service.core.audit(&caller.role.uri(), "put object", &object.name, &detail).await;
                     Ok(PutObjectReply { body: Some(put_object_reply::Body::Done(info(&object))) })
@@ -234,6 +252,7 @@ impl objects_server::Objects for ObjectsService {
         let detail = format!("{change:?}");
         let (objects, name) = (Arc::clone(&self.objects), request.name);
         let object = blocking(move || objects.change(&name, &change).map_err(|error| failed(&error))).await?;
+        self.core.templates_changed();
         self.copied(&object).await;
         self.core.audit(&caller.role.uri(), "change object", &object.name, &detail).await;
         Ok(Response::new(info(&object)))
@@ -242,9 +261,12 @@ impl objects_server::Objects for ObjectsService {
     async fn remove_object(&self, request: Request<RemoveObjectRequest>) -> Result<Response<Empty>, Status> {
         let caller = caller(&request)?;
         let name = request.into_inner().name;
+        let _changing = self.core.clones.changing.lock().await;
+        self.refuse_cloned(&name)?;
         let (objects, of) = (Arc::clone(&self.objects), name.clone());
         let locks_us = self.core.retention.now().locks_us;
         let id = blocking(move || objects.remove(&of, locks_us).map_err(|error| failed(&error))).await?;
+        self.core.templates_changed();
         if let Err(error) = self.core.catalog.remove_object(id).await {
             tracing::error!(%error, name, "cannot remove an object from the catalog");
         }

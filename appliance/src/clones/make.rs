@@ -2,22 +2,23 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use thiserror::Error;
-use tidemark_journal::branch::{BranchPoint, BranchStart};
-use tidemark_journal::storage::{OsStorage, StorageError};
+use tidemark_journal::branch::{BranchPoint, BranchStart, ImageStart};
+use tidemark_journal::storage::{OsStorage, Storage, StorageError};
 use tidemark_journal::{AppendError, DiskRecord, Journal, OpenError, Options, Pin, PinKind, RetentionError};
-use tidemark_proto::ids::VmId;
+use tidemark_proto::ids::{DiskId, VmId};
 
-use super::{CREATED_NOTE, PIN_TIME_US, pin_name};
+use super::{CREATED_NOTE, PIN_TIME_US, TEMPLATE_NOTE, pin_name};
 use crate::catalog::CatalogError;
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::data_dir::{FileError, sync_folder};
 use crate::enrolment::check_name;
 use crate::fleet::{LogDown, Origin, Vm, VmLog};
+use crate::objects::{Object, ObjectError, ObjectKind};
 use crate::recovery::OpenedView;
 
 /// Clones of an appliance at most: each has an open journal, a few MB. Further ones are refused.
@@ -38,6 +39,12 @@ pub enum CloneError {
     /// There is none.
     #[error("there is no clone named '{0}'; `tidemark clone list` shows those there are")]
     Unknown(String),
+    /// No clone can be made of this object.
+    #[error("{0}")]
+    NoTemplate(String),
+    /// There is no such object.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// Too many, or too deep.
     #[error("{0}")]
     TooMany(String),
@@ -76,38 +83,58 @@ impl From<AppendError> for CloneError {
     }
 }
 
-/// Makes a clone of a view's VM at its point. All of it is durable when this returns.
+/// What a clone is made of.
+#[derive(Debug)]
+pub enum Below {
+    /// A VM or clone at a point.
+    Point(Box<OpenedView>),
+    /// The template of this name.
+    Template(String),
+}
+
+/// Makes a clone. All of it is durable when this returns.
 ///
 /// # Errors
 /// Nothing is left of it then.
-pub async fn create(core: &Arc<Core>, name: &str, view: OpenedView) -> Result<Arc<Vm>, CloneError> {
+pub async fn create(core: &Arc<Core>, name: &str, below: Below) -> Result<Arc<Vm>, CloneError> {
     check_name(name).map_err(|error| CloneError::Name(error.to_string()))?;
     let _changing = core.clones.changing.lock().await;
     if core.fleet.by_name(name).is_some() || core.catalog.vm_by_name(name).await?.is_some() {
         return Err(CloneError::Name(format!("a VM or clone named '{name}' exists: choose another name")));
     }
+    if core.fleet.clones().len() >= CLONES_MAX {
+        return Err(CloneError::TooMany(format!("there are {CLONES_MAX} clones: remove one first")));
+    }
+    let (making, named) = (Arc::clone(core), name.to_owned());
+    let made = match below {
+        Below::Point(view) => {
+            let parent = parent(core, &view)?;
+            tokio::task::spawn_blocking(move || of_point(&making, &named, &view, &parent))
+        }
+        Below::Template(object) => {
+            let object = core.objects.get(&object)?;
+            tokio::task::spawn_blocking(move || of_template(&making, &named, &object))
+        }
+    };
+    let clone = made.await.map_err(|error| CloneError::Journal(error.to_string()))??;
+    let id = clone.id;
+    core.fleet.add(clone);
+    core.fleet.get(id).ok_or_else(|| CloneError::Unknown(name.to_owned()))
+}
+
+/// What a view is of, if it can have another clone.
+fn parent(core: &Core, view: &OpenedView) -> Result<Arc<Vm>, CloneError> {
     let parent = core
         .fleet
         .get(view.vm)
         .ok_or_else(|| CloneError::InUse(format!("'{}' was removed meanwhile", view.vm_name)))?;
-    if core.fleet.clones().len() >= CLONES_MAX {
-        return Err(CloneError::TooMany(format!("there are {CLONES_MAX} clones: remove one first")));
-    }
     if depth(core, &parent) >= DEPTH_MAX {
         return Err(CloneError::TooMany(format!(
             "'{}' is a clone of a clone, {DEPTH_MAX} deep: clone one nearer to the VM",
             parent.name
         )));
     }
-    let making = (Arc::clone(core), name.to_owned(), view, Arc::clone(&parent));
-    let made = tokio::task::spawn_blocking(move || {
-        let (core, name, view, parent) = making;
-        make(&core, &name, &view, &parent)
-    });
-    let clone = made.await.map_err(|error| CloneError::Journal(error.to_string()))??;
-    let id = clone.id;
-    core.fleet.add(clone);
-    core.fleet.get(id).ok_or_else(|| CloneError::Unknown(name.to_owned()))
+    Ok(parent)
 }
 
 /// How many clones lie one upon another below what would be made of `vm`.
@@ -121,8 +148,8 @@ fn depth(core: &Core, vm: &Vm) -> usize {
     depth
 }
 
-fn make(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, CloneError> {
-    let (id, created_us) = (VmId::random(), now_us());
+fn of_point(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, CloneError> {
+    let new = New { id: VmId::random(), name, created_us: now_us(), template: None };
     let point = BranchPoint { parent: view.vm, lsn: view.lsn };
     let journal = parent.log.writable()?;
     let identity = |disk| journal.disks().into_iter().find(|record: &DiskRecord| record.id == disk);
@@ -133,48 +160,107 @@ fn make(core: &Core, name: &str, view: &OpenedView, parent: &Vm) -> Result<Vm, C
         size_bytes: disk.size_bytes,
     });
     let start = BranchStart { point, time_us: view.time_us, disks: disks.collect() };
-    let pin = Pin { name: pin_name(id), kind: PinKind::Clone, lsn: view.lsn, until_us: None };
+    let pin = Pin { name: pin_name(new.id), kind: PinKind::Clone, lsn: view.lsn, until_us: None };
     journal.put_pin(pin, PIN_TIME_US)?;
-    let unfinished = core.data.unfinished_clone(id);
-    let written = write(&unfinished, id, name, created_us, &start, core.log_keys.options()).and_then(|()| {
-        let folder = core.data.clone_folder(id);
-        std::fs::rename(&unfinished, &folder).map_err(|error| CloneError::Journal(error.to_string()))?;
-        core.data.sync_clones()?;
-        Ok(folder)
-    });
-    let folder = match written {
+    let begin = |storage, options| Journal::create_branch(storage, new.id, options, &start);
+    let folder = match settle(core, &new, begin) {
         Ok(folder) => folder,
         Err(error) => {
-            undo(core, id, &journal);
+            if undo(core, new.id)
+                && let Err(error) = journal.revoke_pin(&pin_name(new.id), PIN_TIME_US)
+            {
+                tracing::warn!(%error, "cannot revoke the pin of a clone half made");
+            }
             return Err(error);
         }
     };
-    let log = VmLog::open_clone(id, &folder.join("journal"), parent.log.images(), core.log_keys.clone());
+    let log = VmLog::open_clone(new.id, &folder.join("journal"), parent.log.images(), core.log_keys.clone());
     log.continue_from(Arc::clone(&parent.log));
-    Ok(Vm::of_clone(id, name.to_owned(), log, Origin { point: Some(point), created_us }))
+    Ok(new.vm(log, Some(point)))
+}
+
+/// The object keeps the chunks until the clone's journal does: who removes one waits for `changing`.
+fn of_template(core: &Core, name: &str, object: &Object) -> Result<Vm, CloneError> {
+    if object.kind != ObjectKind::Template {
+        return Err(CloneError::NoTemplate(format!(
+            "'{}' is of kind {}: clones are made of templates, which `tidemark object put --kind template` makes of raw images",
+            object.name,
+            object.kind.word()
+        )));
+    }
+    if object.size_bytes == 0 {
+        return Err(CloneError::NoTemplate(format!("'{}' is empty: no disk can be made of it", object.name)));
+    }
+    let new = New { id: VmId::random(), name, created_us: now_us(), template: Some(object) };
+    let disk = DiskRecord {
+        id: DiskId(1),
+        identity: format!("template-{}", object.id),
+        path: String::new(),
+        size_bytes: object.image.size_bytes(),
+    };
+    let start = ImageStart { time_us: new.created_us, disks: vec![(disk, object.image.clone())] };
+    let begin = |storage, options| Journal::create_from_images(storage, new.id, options, &start);
+    let folder = settle(core, &new, begin).inspect_err(|_| {
+        undo(core, new.id);
+    })?;
+    let images = core.retention.keeper();
+    let log = VmLog::open_clone(new.id, &folder.join("journal"), images, core.log_keys.clone());
+    Ok(new.vm(log, None))
+}
+
+/// A clone that is being made.
+struct New<'a> {
+    id: VmId,
+    name: &'a str,
+    created_us: u64,
+    template: Option<&'a Object>,
+}
+
+impl New<'_> {
+    fn vm(&self, log: Arc<VmLog>, point: Option<BranchPoint>) -> Vm {
+        let template = self.template.map(|object| object.id);
+        Vm::of_clone(
+            self.id,
+            self.name.to_owned(),
+            log,
+            Origin { point, template, created_us: self.created_us },
+        )
+    }
+}
+
+type Begin<'a> = dyn Fn(Arc<dyn Storage>, Options) -> Result<Journal, OpenError> + 'a;
+
+/// Makes the folder and gives it its name, durably; the folder.
+fn settle(
+    core: &Core,
+    new: &New<'_>,
+    begin: impl Fn(Arc<dyn Storage>, Options) -> Result<Journal, OpenError>,
+) -> Result<PathBuf, CloneError> {
+    let unfinished = core.data.unfinished_clone(new.id);
+    write(&unfinished, new, &begin, core.log_keys.options())?;
+    let folder = core.data.clone_folder(new.id);
+    std::fs::rename(&unfinished, &folder).map_err(|error| CloneError::Journal(error.to_string()))?;
+    core.data.sync_clones()?;
+    Ok(folder)
 }
 
 /// Makes the folder with the journal, durably.
-fn write(
-    folder: &Path,
-    id: VmId,
-    name: &str,
-    created_us: u64,
-    start: &BranchStart,
-    options: Options,
-) -> Result<(), CloneError> {
+fn write(folder: &Path, new: &New<'_>, begin: &Begin<'_>, options: Options) -> Result<(), CloneError> {
     let made = DirBuilder::new().mode(0o700).create(folder);
     made.map_err(|error| CloneError::Journal(format!("{}: {error}", folder.display())))?;
     let storage = Arc::new(OsStorage::create(folder.join("journal"))?);
-    let journal = Journal::create_branch(storage, id, options, start)?;
-    journal.put_note(VmLog::NAME_NOTE, name.as_bytes())?;
-    journal.put_note(CREATED_NOTE, &created_us.to_le_bytes())?;
+    let journal = begin(storage, options)?;
+    journal.put_note(VmLog::NAME_NOTE, new.name.as_bytes())?;
+    journal.put_note(CREATED_NOTE, &new.created_us.to_le_bytes())?;
+    if let Some(object) = new.template {
+        journal.put_note(TEMPLATE_NOTE, object.id.as_bytes())?;
+    }
     drop(journal);
     Ok(sync_folder(folder)?)
 }
 
-/// Removes what was made so far. What cannot be removed now is at the next start.
-fn undo(core: &Core, id: VmId, parent: &Journal) {
+/// Removes what was made so far. What cannot be removed now is at the next start: false.
+fn undo(core: &Core, id: VmId) -> bool {
     let doomed = core.data.doomed_clone(id);
     // It may have its name already, and only the sync after that failed.
     let _ = std::fs::rename(core.data.clone_folder(id), &doomed);
@@ -183,10 +269,8 @@ fn undo(core: &Core, id: VmId, parent: &Journal) {
             && let Err(error) = std::fs::remove_dir_all(&folder)
         {
             tracing::warn!(%error, folder = %folder.display(), "cannot delete a clone half made");
-            return;
+            return false;
         }
     }
-    if let Err(error) = parent.revoke_pin(&pin_name(id), PIN_TIME_US) {
-        tracing::warn!(%error, "cannot revoke the pin of a clone half made");
-    }
+    true
 }

@@ -5,6 +5,9 @@
 //! pin, journal in a folder of another name, rename. And removed in this: rename, revoke the pin, delete. At the start,
 //! folders of other names are deleted, pins without a clone are revoked, and a clone without its pin gets it back
 //! ([`open_all`]).
+//!
+//! A clone of a template has no parent and no pin: its journal names the template's image as its base, so collections keep
+//! its chunks as long as the clone's folder is there, and the object cannot be removed meanwhile.
 
 mod independent;
 mod make;
@@ -14,7 +17,7 @@ mod startup;
 mod volume;
 
 pub(crate) use independent::let_parent_go;
-pub use make::{CloneError, create};
+pub use make::{Below, CloneError, create};
 pub use registry::{Clones, HeldVolume, VolumeLease};
 pub(crate) use remove::names;
 pub use remove::remove;
@@ -40,3 +43,6 @@ const PIN_PREFIX: &str = "clone:";
 
 /// The note under which a clone's journal keeps when it was made: microseconds since 1970, u64, little-endian.
 const CREATED_NOTE: &str = "clone.created";
+
+/// The note under which a clone's journal keeps which template it was made from: the object's id, 16 bytes.
+const TEMPLATE_NOTE: &str = "clone.template";

@@ -7,8 +7,9 @@ use anyhow::Context;
 use tidemark_journal::view::BaseImages;
 use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
+use uuid::Uuid;
 
-use super::{CREATED_NOTE, PIN_TIME_US, of_pin, pin_name};
+use super::{CREATED_NOTE, PIN_TIME_US, TEMPLATE_NOTE, of_pin, pin_name};
 use crate::data_dir::DataDir;
 use crate::fleet::{Fleet, LogKeys, Origin, Vm, VmLog};
 
@@ -58,8 +59,12 @@ fn found(fleet: &Fleet, id: VmId, log: Arc<VmLog>) -> Vm {
     let journal = log.journal().ok();
     let created = journal.as_ref().and_then(|journal| journal.note(CREATED_NOTE));
     let created = created.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
-    let origin =
-        Origin { point: journal.as_ref().and_then(|journal| journal.branch_point()), created_us: created };
+    let template = journal.as_ref().and_then(|journal| journal.note(TEMPLATE_NOTE));
+    let origin = Origin {
+        point: journal.as_ref().and_then(|journal| journal.branch_point()),
+        template: template.and_then(|bytes| Uuid::from_slice(&bytes).ok()),
+        created_us: created,
+    };
     // A name that something else has by now is no reason to lose the clone.
     let fallback = format!("clone-{id}");
     let name = log.noted_name().filter(|name| fleet.by_name(name).is_none()).unwrap_or(fallback);

@@ -72,7 +72,7 @@ pub struct VmLog {
     maintaining: AtomicBool,
     /// Something was committed that it may have missed.
     maintenance_due: AtomicBool,
-    /// Of a clone, the journal that it continues.
+    /// Of a clone of a VM or clone, the journal that it continues.
     below: OnceLock<Arc<VmLog>>,
     /// It is a clone's.
     of_clone: bool,
@@ -131,7 +131,8 @@ impl VmLog {
         Self::of(vm, dir, images, keys, slot, false)
     }
 
-    /// Opens the journal of a clone, which is there. Blocks. It can be read once [`VmLog::continue_from`] was called.
+    /// Opens the journal of a clone, which is there. Blocks. One that continues another journal can be read once
+    /// [`VmLog::continue_from`] was called.
     pub(crate) fn open_clone(id: VmId, dir: &Path, images: Arc<dyn BaseImages>, keys: LogKeys) -> Arc<Self> {
         let slot = open_slot(id, dir, &images, &keys, false);
         Self::of(id, dir, images, keys, slot, true)

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use tidemark_journal::branch::BranchPoint;
 use tidemark_proto::ids::{Lsn, VmId};
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::{Command, Live, SessionHandle, VerifyJob, VmLog};
 
@@ -19,8 +20,10 @@ const MARKERS_WAITING_MAX: usize = 64;
 /// Where a clone comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// The VM or clone and the point that it continues; `None` when it needs no other any more.
+    /// The VM or clone and the point that it continues; `None` when it needs no other (any more).
     pub point: Option<BranchPoint>,
+    /// The template it was made from: the object's id.
+    pub template: Option<Uuid>,
     /// When it was made, microseconds since 1970.
     pub created_us: u64,
 }
@@ -213,6 +216,18 @@ impl Fleet {
         let began =
             |vm: &Vm| vm.origin.and_then(|origin| origin.point).is_some_and(|point| point.parent == parent);
         self.sorted(|vm| began(vm) && vm.parent() == Some(parent))
+    }
+
+    /// The clones made from a template, by name. One that cannot be read, and so does not say what it was made from, counts
+    /// as one of each.
+    #[must_use]
+    pub fn clones_of_template(&self, template: Uuid) -> Vec<Arc<Vm>> {
+        self.sorted(|vm| {
+            vm.origin.is_some_and(|origin| match origin.template {
+                Some(of) => of == template,
+                None => origin.point.is_none() && vm.log.journal().is_err(),
+            })
+        })
     }
 
     /// Adds a VM; one that is there stays.

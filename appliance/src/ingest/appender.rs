@@ -13,6 +13,7 @@ use tidemark_proto::v1::{self, frame};
 
 use super::entries;
 use super::guest_clock::GuestClock;
+use crate::templates::Source;
 
 /// Characters of a bookmark's id at most: a UUID.
 const BOOKMARK_ID_MAX_BYTES: usize = 64;
@@ -29,6 +30,9 @@ pub(super) enum Stop {
     /// No space.
     #[error("the appliance's disk is full")]
     Full,
+    /// It names content of a template that is not to be had any more.
+    #[error("content of a template was named that is not offered any more: it must be sent")]
+    NotHere,
     /// The journal takes nothing more until it is opened again.
     #[error("the journal failed: {0}")]
     Journal(String),
@@ -57,6 +61,8 @@ pub(super) struct Resized {
 pub(super) struct Appended {
     pub(super) frames: u64,
     pub(super) payload_bytes: u64,
+    /// Bytes that were taken from templates.
+    pub(super) template_bytes: u64,
     pub(super) heartbeat: Option<v1::Heartbeat>,
     pub(super) markers: Vec<MarkerPlaced>,
     pub(super) resizes: Vec<Resized>,
@@ -93,8 +99,15 @@ impl Appender {
         }
     }
 
-    /// Checks one frame and appends it. After an error the appender is of no more use.
-    pub(super) fn append(&mut self, frame: &v1::Frame, now_us: u64, out: &mut Appended) -> Result<(), Stop> {
+    /// Checks one frame and appends it; `named` is where the content of blocks lies that it names by hashes. After an
+    /// error the appender is of no more use.
+    pub(super) fn append(
+        &mut self,
+        frame: &v1::Frame,
+        named: &[Source],
+        now_us: u64,
+        out: &mut Appended,
+    ) -> Result<(), Stop> {
         let position = self.next_position(frame)?;
         self.clock.set(frame.clock_offset_us, now_us);
         let Some(body) = &frame.body else { return Err(invalid("a frame without content")) };
@@ -111,7 +124,7 @@ impl Appender {
             _ => {}
         }
         let mut scratch = std::mem::take(&mut self.scratch);
-        let done = self.append_body(frame, body, position, &mut scratch, out);
+        let done = self.append_body(frame, named, position, &mut scratch, out);
         self.scratch = scratch;
         done?;
         out.frames += 1;
@@ -157,12 +170,13 @@ impl Appender {
     fn append_body(
         &mut self,
         frame: &v1::Frame,
-        body: &frame::Body,
+        named: &[Source],
         mut position: Position,
         scratch: &mut Vec<Entry>,
         out: &mut Appended,
     ) -> Result<(), Stop> {
         let clock_error_us = frame.clock_error_us;
+        let Some(body) = &frame.body else { return Err(invalid("a frame without content")) };
         let (time_us, body) = match body {
             frame::Body::Writes(writes) => {
                 self.expect_lsn(writes.first_lsn)?;
@@ -182,18 +196,7 @@ impl Appender {
                 )
             }
             frame::Body::Base(base) => {
-                if base.line_lsn == 0 || base.line_lsn > position.lsn.0 {
-                    return Err(invalid(format!("base blocks of line {}, which is not open", base.line_lsn)));
-                }
-                let bytes =
-                    entries::convert(&base.entries, &self.sizes, true, |_| 0, scratch).map_err(invalid)?;
-                entries::verify_payload(&base.payload, bytes, &base.crc32c).map_err(invalid)?;
-                out.payload_bytes += bytes;
-                let (payload, crc32c) = (&base.payload[..], &base.crc32c[..]);
-                (
-                    self.clock.last(),
-                    Body::Base { line_lsn: Lsn(base.line_lsn), entries: scratch, payload, crc32c },
-                )
+                return self.append_base(base, named, (position, clock_error_us), scratch, out);
             }
             frame::Body::LineStart(line) => return self.line_start(line, position, clock_error_us),
             frame::Body::LineEnd(line) => {
@@ -238,6 +241,34 @@ impl Appender {
             }
         };
         self.store(Frame { position, appliance_time_us: time_us, clock_error_us, body })
+    }
+
+    /// Base blocks: as they came, or as a template has them.
+    fn append_base(
+        &mut self,
+        base: &v1::BaseBlocks,
+        named: &[Source],
+        (position, clock_error_us): (Position, u64),
+        scratch: &mut Vec<Entry>,
+        out: &mut Appended,
+    ) -> Result<(), Stop> {
+        if base.line_lsn == 0 || base.line_lsn > position.lsn.0 {
+            return Err(invalid(format!("base blocks of line {}, which is not open", base.line_lsn)));
+        }
+        let bytes = entries::convert(&base.entries, &self.sizes, true, |_| 0, scratch).map_err(invalid)?;
+        let content;
+        let payload = if base.hashes.is_empty() {
+            out.payload_bytes += bytes;
+            &base.payload[..]
+        } else {
+            content = contents(scratch, named)?;
+            out.template_bytes += bytes;
+            &content[..]
+        };
+        entries::verify_payload(payload, bytes, &base.crc32c).map_err(invalid)?;
+        let crc32c = &base.crc32c[..];
+        let body = Body::Base { line_lsn: Lsn(base.line_lsn), entries: scratch, payload, crc32c };
+        self.store(Frame { position, appliance_time_us: self.clock.last(), clock_error_us, body })
     }
 
     fn line_start(
@@ -299,6 +330,25 @@ impl Appender {
 
 fn invalid(problem: impl Into<String>) -> Stop {
     Stop::Invalid(problem.into())
+}
+
+/// What the entries' sources hold, one after another, each verified by its hash.
+fn contents(entries: &[Entry], named: &[Source]) -> Result<Vec<u8>, Stop> {
+    let bytes: u64 = entries.iter().map(Entry::payload_bytes).sum();
+    let mut content = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
+    let mut rest = content.as_mut_slice();
+    if named.len() != entries.len() {
+        return Err(Stop::NotHere);
+    }
+    for (entry, source) in entries.iter().zip(named) {
+        let length = usize::try_from(entry.payload_bytes()).unwrap_or(usize::MAX).min(rest.len());
+        let (here, after) = rest.split_at_mut(length);
+        if !source.read(here) {
+            return Err(Stop::NotHere);
+        }
+        rest = after;
+    }
+    Ok(content)
 }
 
 fn placed(marker: &v1::Marker, lsn: Lsn, time_us: u64) -> Result<MarkerPlaced, Stop> {

@@ -1,8 +1,9 @@
 //! Hashes first: which pieces of a disk need not be sent.
 //!
-//! A question is about one place of one disk of the VM that asks, and it is answered from that VM's journal alone: the
-//! hash asked about is compared with the hash of what lies at the place, and is looked up nowhere. So an answer, and
-//! the time it takes, depend on nothing that any other VM has stored.
+//! A question is about one place of one disk of the VM that asks, and whether it is known is answered from that VM's
+//! journal alone: the hash asked about is compared with the hash of what lies at the place. Otherwise it is looked up in
+//! published templates and in nothing else ([`Finder`]); what they have is offered. So an answer, and the time it takes,
+//! depend on nothing that any other VM has stored.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,9 +14,13 @@ use tidemark_journal::{Journal, ViewError};
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::{QUESTIONS_MAX, SECTOR_BYTES};
 use tidemark_proto::pieces::{self, HashKey, Piece, ZEROES};
-use tidemark_proto::v1::{GapCause, HashAnswer, HashQuestion};
+use tidemark_proto::v1::{BaseBlocks, GapCause, HashAnswer, HashQuestion};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
+
+use super::finder::Finder;
+use super::offers::{NotTaken, Offers};
+use crate::templates::{Source, Templates};
 
 /// Questions answered in one blocking call at most: 16 MiB to read, so that answers leave while more are worked on.
 const ANSWERS_MAX: usize = 16;
@@ -36,8 +41,10 @@ pub(super) struct Answered {
     pub(super) answers: Vec<HashAnswer>,
     /// Bytes that were asked about.
     pub(super) asked_bytes: u64,
-    /// Of them, bytes that need not be sent.
+    /// Of them, bytes that need not be sent: known or offered.
     pub(super) known_bytes: u64,
+    offers: Vec<(u32, Piece, Source)>,
+    finder: Option<Finder>,
 }
 
 /// The questions of one session.
@@ -49,12 +56,30 @@ pub(super) struct Questions {
     waiting: VecDeque<Waiting>,
     /// Questions that have no answer yet.
     open: usize,
-    answering: Option<JoinHandle<Answered>>,
+    answering: Option<JoinHandle<Result<Answered, String>>>,
+    /// Of a session that may use templates, and `None` while questions are answered.
+    finder: Option<Finder>,
+    offers: Offers,
 }
 
 impl Questions {
-    pub(super) fn new(journal: Arc<Journal>, key: Option<HashKey>) -> Self {
-        Self { key, journal, waiting: VecDeque::new(), open: 0, answering: None }
+    /// With `templates`, the key is theirs.
+    pub(super) fn new(
+        journal: Arc<Journal>,
+        key: Option<HashKey>,
+        templates: Option<Arc<Templates>>,
+    ) -> Self {
+        let finder = templates.map(Finder::new);
+        let (waiting, offers) = (VecDeque::new(), Offers::default());
+        Self { key, journal, waiting, open: 0, answering: None, finder, offers }
+    }
+
+    /// The content of blocks that a frame names instead of bringing it; empty for all others.
+    ///
+    /// # Errors
+    /// When nothing such was offered in this session, or the frame breaks a rule.
+    pub(super) fn redeem(&mut self, base: &BaseBlocks) -> Result<Vec<Source>, NotTaken> {
+        self.offers.take(base)
     }
 
     /// Takes a question that came behind frame `after_seq`.
@@ -85,26 +110,25 @@ impl Questions {
         let count = due.count();
         let Some(key) = self.key.filter(|_| count > 0 && self.answering.is_none()) else { return };
         let due: Vec<Waiting> = self.waiting.drain(..count).collect();
-        let (journal, slots) = (Arc::clone(&self.journal), Arc::clone(slots));
-        self.answering = Some(tokio::spawn(async move {
-            let Ok(slot) = slots.acquire_owned().await else { return Answered::default() };
-            let work = tokio::task::spawn_blocking(move || {
-                let answered = answer(&journal, &key, due);
-                drop(slot);
-                answered
-            });
-            // Only a panic ends it otherwise, and then nothing is known.
-            work.await.unwrap_or_default()
-        }));
+        let (journal, slots, finder) = (Arc::clone(&self.journal), Arc::clone(slots), self.finder.take());
+        self.answering = Some(tokio::spawn(run(slots, move || answer(&journal, &key, due, finder))));
     }
 
     /// The next answers; never ready while none are worked on.
-    pub(super) async fn answered(&mut self) -> Answered {
+    ///
+    /// # Errors
+    /// When comparing ended without an answer. The stream must end: whoever asked would wait for ever.
+    pub(super) async fn answered(&mut self) -> Result<Answered, String> {
         let Some(answering) = &mut self.answering else { return std::future::pending().await };
-        let answered = answering.await.unwrap_or_default();
+        let answered = answering.await.map_err(|error| error.to_string());
         self.answering = None;
+        let mut answered = answered.flatten()?;
         self.open = self.open.saturating_sub(answered.answers.len());
-        answered
+        self.finder = answered.finder.take();
+        for (disk, piece, source) in answered.offers.drain(..) {
+            self.offers.add(disk, &piece, source);
+        }
+        Ok(answered)
     }
 
     /// Nobody waits for answers any more. What is being compared goes on to its end and only reads.
@@ -116,28 +140,51 @@ impl Questions {
     }
 }
 
-fn answer(journal: &Journal, key: &HashKey, due: Vec<Waiting>) -> Answered {
-    let mut answered = Answered::default();
+/// Has answers worked out where it may block, once there is a slot.
+async fn run(
+    slots: Arc<Semaphore>,
+    work: impl FnOnce() -> Answered + Send + 'static,
+) -> Result<Answered, String> {
+    let slot = slots.acquire_owned().await.map_err(|error| error.to_string())?;
+    let work = tokio::task::spawn_blocking(move || {
+        let answered = work();
+        drop(slot);
+        answered
+    });
+    work.await.map_err(|error| error.to_string())
+}
+
+fn answer(journal: &Journal, key: &HashKey, due: Vec<Waiting>, finder: Option<Finder>) -> Answered {
+    let mut answered = Answered { finder, ..Answered::default() };
     for Waiting { question, pieces, permit, .. } in due {
         let (disk, line) = (DiskId(question.disk_id), Lsn(question.line_lsn));
-        let known = journal
-            .below_line(disk, line)
-            .and_then(|view| compare(&view, disk, key, &pieces))
-            .unwrap_or_else(|error| {
-                // What cannot be compared is sent, which also mends what cannot be read.
-                match &error {
-                    ViewError::Read(error) => {
-                        tracing::warn!(%disk, %error, "cannot compare: it is sent again")
-                    }
-                    error => tracing::debug!(%disk, %error, "nothing to compare with"),
-                }
+        let view = journal.below_line(disk, line);
+        let known = view.as_ref().map_or_else(
+            |error| {
+                tracing::debug!(%disk, %error, "nothing to compare with");
                 vec![false; pieces.len()]
-            });
-        for (piece, known) in pieces.iter().zip(&known) {
+            },
+            |view| {
+                compare(view, disk, key, &pieces).unwrap_or_else(|error| {
+                    // What cannot be compared is sent, which also mends what cannot be read.
+                    tracing::warn!(%disk, %error, "cannot compare: it is sent again");
+                    vec![false; pieces.len()]
+                })
+            },
+        );
+        // Where no line is open no block can be placed.
+        let found = match answered.finder.as_mut().filter(|_| view.is_ok()) {
+            Some(finder) => finder.find(key, disk, &pieces, &known),
+            None => vec![None; pieces.len()],
+        };
+        for (piece, (known, found)) in pieces.iter().zip(known.iter().zip(&found)) {
             answered.asked_bytes += piece.bytes();
-            answered.known_bytes += if *known { piece.bytes() } else { 0 };
+            answered.known_bytes += if *known || found.is_some() { piece.bytes() } else { 0 };
         }
-        answered.answers.push(pieces::answer(question.id, &known));
+        let offered: Vec<bool> = found.iter().map(Option::is_some).collect();
+        answered.answers.push(pieces::offer(pieces::answer(question.id, &known), &offered));
+        let offers = pieces.into_iter().zip(found);
+        answered.offers.extend(offers.filter_map(|(piece, found)| Some((question.disk_id, piece, found?))));
         drop(permit);
     }
     answered
@@ -199,4 +246,25 @@ pub(super) fn verify_disks(timeline: &Timeline) -> Vec<u32> {
     disks.sort_unstable();
     disks.dedup();
     disks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemark_journal::Options;
+    use tidemark_journal::storage::SimStorage;
+    use tidemark_proto::ids::VmId;
+
+    #[tokio::test]
+    async fn a_comparison_that_ends_without_an_answer_is_told() {
+        let journal =
+            Journal::create(Arc::new(SimStorage::new(1)), VmId::random(), Options::default()).unwrap();
+        let mut questions = Questions::new(Arc::new(journal), Some(HashKey([1; 32])), None);
+        let slots = Arc::new(Semaphore::new(1));
+        questions.answering = Some(tokio::spawn(run(Arc::clone(&slots), || panic!("a mistake"))));
+        assert!(questions.answered().await.unwrap_err().contains("panic"));
+        // Its slot is free for others, and they are answered.
+        questions.answering = Some(tokio::spawn(run(slots, Answered::default)));
+        assert!(questions.answered().await.unwrap().answers.is_empty());
+    }
 }

@@ -47,6 +47,8 @@ pub(super) struct Admitted {
     pub(super) pending_nonce_hash: String,
     /// Of the session's questions; `None` when its version knows none.
     pub(super) hash_key: Option<HashKey>,
+    /// Whether it is told what templates have; the key is theirs then.
+    pub(super) templates: bool,
 }
 
 /// Judges a hello. The caller holds the VM's admission lock.
@@ -87,7 +89,9 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         .collect();
     open_gap_disks.sort_unstable();
     open_gap_disks.dedup();
-    let hash_key = (protocol >= version::HASHES_FIRST).then(|| HashKey(rand::random()));
+    let templates = protocol >= version::TEMPLATES && core.templates.any();
+    let hash_key = (protocol >= version::HASHES_FIRST)
+        .then(|| if templates { core.templates.key() } else { HashKey(rand::random()) });
     let welcome = Welcome {
         protocol,
         next_nonce: nonce.to_vec().into(),
@@ -103,8 +107,9 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         hash_key: hash_key.map(|key| key.0.to_vec()).unwrap_or_default().into(),
         comparable_disks: compare::comparable_disks(&timeline),
         verify_disks: compare::verify_disks(&timeline),
+        templates,
     };
-    Ok(Admitted { journal, capture_id, last_time_us, welcome, pending_nonce_hash, hash_key })
+    Ok(Admitted { journal, capture_id, last_time_us, welcome, pending_nonce_hash, hash_key, templates })
 }
 
 fn later(error: impl std::fmt::Display) -> Refusal {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tidemark_proto::v1::{
     Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SplitterMessage, Welcome, appliance_message,
-    splitter_message,
+    frame, splitter_message,
 };
 use tidemark_proto::version;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -19,6 +19,7 @@ use tonic::{Status, Streaming};
 use super::appender::{Appended, Appender, MarkerPlaced, Resized, Stop};
 use super::compare::{Answered, Questions};
 use super::hello::{self, Refusal};
+use super::offers::NotTaken;
 use super::reader::{self, Inbound};
 use super::store_bookmark;
 use super::verify::Verifying;
@@ -26,6 +27,7 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Command, Durable, SessionHandle, Vm};
 use crate::metrics::VmLabel;
+use crate::templates::Source;
 use crate::transport::Peer;
 
 /// How long a client may take for its first message. A slower one is cut off.
@@ -142,7 +144,11 @@ async fn begin<'a>(
         outbound,
         commands,
         durable: vm.log.watch(),
-        questions: Questions::new(Arc::clone(&admitted.journal), admitted.hash_key),
+        questions: Questions::new(
+            Arc::clone(&admitted.journal),
+            admitted.hash_key,
+            admitted.templates.then(|| Arc::clone(&core.templates)),
+        ),
         verifying: Verifying::new(
             Arc::clone(&admitted.journal),
             admitted.hash_key.filter(|_| protocol >= version::VERIFY),
@@ -223,10 +229,17 @@ impl From<Stop> for End {
         match stop {
             Stop::Invalid(problem) => Self::Broken(problem),
             Stop::Fork(_) => Self::Quarantine(stop.to_string()),
-            Stop::Full => Self::Goodbye { reason: stop.to_string(), retry: true },
+            Stop::Full | Stop::NotHere => Self::Goodbye { reason: stop.to_string(), retry: true },
             Stop::Journal(problem) => Self::JournalFailed(problem),
         }
     }
+}
+
+/// A frame that waits to be appended, with the content that it names, and what it counts against the connection's budget.
+struct Queued {
+    frame: Frame,
+    named: Vec<Source>,
+    permit: OwnedSemaphorePermit,
 }
 
 struct Batch {
@@ -234,6 +247,15 @@ struct Batch {
     appended: Appended,
     last_seq: Option<u64>,
     outcome: Result<(), Stop>,
+}
+
+impl From<NotTaken> for End {
+    fn from(not_taken: NotTaken) -> Self {
+        match not_taken {
+            NotTaken::Broken(problem) => Self::Broken(problem.into()),
+            NotTaken::NotOffered => Stop::NotHere.into(),
+        }
+    }
 }
 
 pub(super) struct Session<'a> {
@@ -247,7 +269,7 @@ pub(super) struct Session<'a> {
     /// Absent while a batch is being appended, and after an error.
     appender: Option<Appender>,
     appending: Option<JoinHandle<Batch>>,
-    queue: VecDeque<(Frame, OwnedSemaphorePermit)>,
+    queue: VecDeque<Queued>,
     questions: Questions,
     pub(super) verifying: Verifying,
     /// The first frame came: the splitter knows its disks.
@@ -331,8 +353,8 @@ impl Session<'_> {
         self.appending = Some(tokio::task::spawn_blocking(move || {
             let mut appended = Appended::default();
             let (mut outcome, mut last_seq) = (Ok(()), None);
-            for (frame, permit) in frames {
-                outcome = appender.append(&frame, now_us(), &mut appended);
+            for Queued { frame, named, permit } in frames {
+                outcome = appender.append(&frame, &named, now_us(), &mut appended);
                 drop(permit);
                 if outcome.is_err() {
                     break;
@@ -354,6 +376,7 @@ impl Session<'_> {
         let metrics = &self.core.metrics;
         metrics.received_bytes.get_or_create(&self.label).inc_by(batch.appended.payload_bytes);
         metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
+        metrics.template_bytes.get_or_create(&self.label).inc_by(batch.appended.template_bytes);
         if let Some(heartbeat) = batch.appended.heartbeat {
             self.vm.update_live(|live| live.beat(heartbeat, tokio::time::Instant::now()));
         }
@@ -364,7 +387,11 @@ impl Session<'_> {
         Ok(())
     }
 
-    async fn answered(&mut self, answered: Answered) -> Result<(), End> {
+    async fn answered(&mut self, answered: Result<Answered, String>) -> Result<(), End> {
+        let answered = answered.map_err(|problem| {
+            tracing::error!(problem, "comparing by hashes ended unexpectedly");
+            later("comparing by hashes failed at the appliance")
+        })?;
         let metrics = &self.core.metrics;
         metrics.compared_bytes.get_or_create(&self.label).inc_by(answered.asked_bytes);
         metrics.known_bytes.get_or_create(&self.label).inc_by(answered.known_bytes);
@@ -414,8 +441,12 @@ impl Session<'_> {
                 if self.pending_nonce_hash.is_some() {
                     return Err(End::Broken("a frame came before NonceSaved".into()));
                 }
+                let named = match &frame.body {
+                    Some(frame::Body::Base(base)) => self.questions.redeem(base)?,
+                    _ => Vec::new(),
+                };
                 self.received_seq = frame.seq;
-                self.queue.push_back((frame, permit));
+                self.queue.push_back(Queued { frame, named, permit });
                 if !std::mem::replace(&mut self.begun, true) {
                     return self.offer_verify().await;
                 }

@@ -87,11 +87,31 @@ impl Objects {
         found.ok_or_else(|| ObjectError::Missing(name.to_owned()))
     }
 
+    /// An object by its id, as [`Objects::get`].
+    #[must_use]
+    pub fn by_id(&self, id: Uuid) -> Option<Arc<Object>> {
+        self.state().by_name.values().find(|object| object.id == id).cloned()
+    }
+
     /// Templates that splitters may be told about.
     #[must_use]
     pub fn published_templates(&self) -> Vec<Arc<Object>> {
         let published = |object: &Arc<Object>| object.published && object.kind == ObjectKind::Template;
         self.list().into_iter().filter(published).collect()
+    }
+
+    /// Whether there are any.
+    #[must_use]
+    pub fn any_published(&self) -> bool {
+        self.state().by_name.values().any(|object| object.published && object.kind == ObjectKind::Template)
+    }
+
+    /// Whether this very object is there and published now. Names are never given anew, only removed.
+    #[must_use]
+    pub fn is_published(&self, object: &Object) -> bool {
+        let state = self.state();
+        let now = state.by_name.get(&object.name);
+        now.is_some_and(|now| now.id == object.id && now.published && now.kind == ObjectKind::Template)
     }
 
     /// What must be kept in the chunk store: the content of all objects, of those too that were removed and are still

@@ -27,6 +27,7 @@ pub fn collect(core: &Core) -> Result<CollectionReport, CollectError> {
     let store = core.images.store();
     let collection = store.begin_gc()?;
     // After the beginning: what becomes a root later is protected by the session that made it.
+    // Clones too: one of a template reads that template's image.
     for vm in core.fleet.with_clones() {
         let fail = |problem: String| RootsError { owner: vm.name.clone(), problem };
         let read = |error: ImageError| fail(error.to_string());

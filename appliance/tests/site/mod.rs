@@ -9,6 +9,7 @@
 )]
 
 mod guest;
+mod object;
 mod tmpfs;
 
 use std::net::SocketAddr;

@@ -11,8 +11,13 @@ use crate::{moment, size};
 
 pub(super) async fn run(mut client: ClonesClient, command: CloneCommand, json: bool) -> Result<()> {
     match command {
-        CloneCommand::Create { vm, at, name } => {
-            let request = CreateCloneRequest { vm, at: Some(at.to_proto()), name };
+        CloneCommand::Create { vm, at, template, name } => {
+            let request = CreateCloneRequest {
+                vm: vm.unwrap_or_default(),
+                at: at.map(|at| at.to_proto()),
+                name,
+                template: template.unwrap_or_default(),
+            };
             let clone = client.create_clone(request).await.map_err(|status| refused(&status))?.into_inner();
             if json { output::json(&to_json(&clone)) } else { created(&clone) }
         }
@@ -36,13 +41,12 @@ pub(super) async fn run(mut client: ClonesClient, command: CloneCommand, json: b
 }
 
 fn created(clone: &CloneInfo) -> Result<()> {
-    output::line(&format!(
-        "Clone '{}' of '{}' as of {} (lsn:{}) is made.",
-        clone.name,
-        clone.parent,
-        moment::local(clone.time_us),
-        clone.lsn
-    ))?;
+    output::line(&if clone.template.is_empty() {
+        let CloneInfo { name, parent, lsn, .. } = clone;
+        format!("Clone '{name}' of '{parent}' as of {} (lsn:{lsn}) is made.", moment::local(clone.time_us))
+    } else {
+        format!("Clone '{}' of template '{}' is made.", clone.name, clone.template)
+    })?;
     output::line(&format!("Write into it with: tidemark export {} --writable", clone.name))
 }
 
@@ -65,10 +69,12 @@ fn list(clones: Vec<CloneInfo>) -> Result<()> {
                 &format!("{comma}keeps {} of the log of {}", size::show(clone.held_back_bytes), clone.parent);
         }
         // Its own history was folded: nothing is below it any more.
-        let independent = clone.parent.is_empty();
+        let independent = clone.parent.is_empty() && clone.template.is_empty();
+        let of =
+            if clone.template.is_empty() { clone.parent } else { format!("template {}", clone.template) };
         table.row([
             clone.name,
-            if independent { "-".to_owned() } else { clone.parent },
+            if independent { "-".to_owned() } else { of },
             if independent { "-".to_owned() } else { format!("lsn:{}", clone.lsn) },
             moment::local(clone.time_us),
             format!("lsn:{}", clone.latest_lsn),
@@ -91,6 +97,7 @@ fn to_json(clone: &CloneInfo) -> Value {
         "time": moment::json(clone.time_us), "latest_lsn": clone.latest_lsn,
         "latest_time": moment::json(clone.latest_time_us), "created": moment::json(clone.created_us),
         "stored_bytes": clone.stored_bytes, "held_back_bytes": clone.held_back_bytes, "disks": disks, "clones": clone.clones,
+        "template": (!clone.template.is_empty()).then_some(&clone.template),
         "problem": (!clone.problem.is_empty()).then_some(&clone.problem),
     })
 }

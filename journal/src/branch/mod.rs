@@ -15,11 +15,15 @@
 //! there. Whoever keeps the parent pins it at that LSN ([`crate::PinKind::Clone`]): the branch has no copy.
 //!
 //! [`crate::Journal::create_branch`] makes one, [`ParentView`] reads below it, [`BranchWriter`] writes into it.
+//!
+//! What is no journal can be continued, too: [`crate::Journal::create_from_images`] makes a journal whose record 17 names
+//! images of the chunk store at LSN 0, the way it does after a fold. It has no parent; it keeps its chunks itself
+//! ([`crate::retention::mark_images`]).
 
 mod parent;
 mod point;
 mod writer;
 
 pub use parent::ParentView;
-pub use point::{BranchPoint, BranchStart};
+pub use point::{BranchPoint, BranchStart, ImageStart};
 pub use writer::{BranchError, BranchWriter};

@@ -3,6 +3,7 @@
 use tidemark_proto::ids::{DiskId, Lsn, VmId};
 use uuid::Uuid;
 
+use crate::image::Image;
 use crate::records::DiskRecord;
 use crate::wire::{Put, Reader};
 
@@ -30,6 +31,15 @@ pub struct BranchStart {
     pub time_us: u64,
     /// The parent's disks that are exact there, by their ids in the parent, with their sizes as of the point.
     pub disks: Vec<DiskRecord>,
+}
+
+/// Everything a branch of images begins with, that is a clone of something that has no journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageStart {
+    /// Time of its first point, microseconds since the epoch.
+    pub time_us: u64,
+    /// The disks and what each holds.
+    pub disks: Vec<(DiskRecord, Image)>,
 }
 
 impl BranchPoint {

@@ -2,18 +2,26 @@
 
 use std::sync::Arc;
 
-use tidemark_proto::ids::{DiskId, Lsn, VmId};
+use tidemark_proto::ids::{Lsn, VmId};
 
 use super::open::{check_options, keys_for_writing, take_lock};
 use super::{Journal, Manifest, lock};
-use crate::Options;
-use crate::branch::{BranchPoint, BranchStart};
+use crate::branch::{BranchPoint, BranchStart, ImageStart};
 use crate::error::OpenError;
 use crate::manifest::{Base, DiskState, FIRST_OF_BRANCH, MANIFEST_FILE, ManifestLog, Record};
 use crate::recovery::replay;
 use crate::storage::Storage;
 use crate::timeline::{Event, Horizon, What};
 use crate::view::{View, ViewDisk};
+use crate::{DiskRecord, ImageNames, Options};
+
+/// What a journal is made with: its first point, and what lies below its empty log there.
+struct Beginning<'a> {
+    lsn: Lsn,
+    time_us: u64,
+    disks: &'a [DiskRecord],
+    images: ImageNames,
+}
 
 impl Journal {
     /// A new branch in an empty directory, durable when this returns: its first point is `start`, its log is empty. What
@@ -27,30 +35,59 @@ impl Journal {
         options: Options,
         start: &BranchStart,
     ) -> Result<Self, OpenError> {
+        let (lsn, time_us) = (start.point.lsn, start.time_us);
+        let images = start.disks.iter().map(|disk| (disk.id, start.point.encode(disk.id))).collect();
+        Self::create_above(storage, vm, options, Beginning { lsn, time_us, disks: &start.disks, images })
+    }
+
+    /// A new journal in an empty directory whose disks begin as images of the chunk store, durable when this returns: its
+    /// first point is LSN 0, its log is empty. The images come through [`Journal::set_images`]; until this returned somebody
+    /// else must keep their chunks.
+    ///
+    /// # Errors
+    /// [`OpenError::Exists`] when a journal is there; see [`OpenError`].
+    pub fn create_from_images(
+        storage: Arc<dyn Storage>,
+        vm: VmId,
+        options: Options,
+        start: &ImageStart,
+    ) -> Result<Self, OpenError> {
+        let disks: Vec<_> = start.disks.iter().map(|(disk, _)| disk.clone()).collect();
+        let images = start.disks.iter().map(|(disk, image)| (disk.id, image.encode())).collect();
+        let beginning = Beginning { lsn: Lsn::ZERO, time_us: start.time_us, disks: &disks, images };
+        Self::create_above(storage, vm, options, beginning)
+    }
+
+    fn create_above(
+        storage: Arc<dyn Storage>,
+        vm: VmId,
+        options: Options,
+        start: Beginning<'_>,
+    ) -> Result<Self, OpenError> {
         check_options(&options)?;
         let held = take_lock(storage.as_ref())?;
         if storage.list()?.iter().any(|name| name == MANIFEST_FILE) {
             return Err(OpenError::Exists);
         }
-        let (key, lsn, time_us) = (options.key, start.point.lsn, start.time_us);
+        let Beginning { lsn, time_us, disks, images } = start;
+        let key = options.key;
         let keys = keys_for_writing(storage.as_ref(), vm, &options)?;
         let mut manifest = ManifestLog::create(storage.as_ref(), vm, key)?;
         manifest.append(&Record::Writer(1))?;
         manifest.append(&Record::HashedFrom(1))?;
-        for disk in &start.disks {
+        for disk in disks {
             let sizes = vec![(Lsn::ZERO, disk.size_bytes)];
             manifest.append(&Record::Disk(DiskState { record: disk.clone(), sizes }))?;
         }
-        let ids = || start.disks.iter().map(|disk| disk.id);
         manifest.append(&Record::Base(Arc::new(Base {
             lsn,
             time_us,
             first_ordinal: FIRST_OF_BRANCH,
             last_hash: [0; 32],
             floor_us: time_us,
-            first_lines: ids().map(|id| (id, lsn)).collect(),
+            first_lines: disks.iter().map(|disk| (disk.id, lsn)).collect(),
             events: vec![Event { lsn, time_us, what: What::Horizon }],
-            images: ids().map(|id: DiskId| (id, start.point.encode(id))).collect(),
+            images,
         })))?;
         manifest.sync()?;
         storage.sync_dir()?;

@@ -33,8 +33,10 @@ pub fn mark_all(store: &ChunkStore, live: &LiveImages, collection: &Collection) 
 }
 
 fn mark_names(store: &ChunkStore, images: &[ImageNames], collection: &Collection) -> Result<u64, ImageError> {
+    let descriptors = images.iter().flatten().map(|(_, descriptor)| descriptor.as_slice());
+    // What continues another journal has nothing in the store: its parent keeps what it reads.
     let descriptors: BTreeSet<&[u8]> =
-        images.iter().flatten().map(|(_, descriptor)| descriptor.as_slice()).collect();
+        descriptors.filter(|descriptor| BranchPoint::decode(descriptor).is_none()).collect();
     let mut missing = 0;
     // What a branch begins with is its parent's to keep.
     for descriptor in descriptors.into_iter().filter(|descriptor| BranchPoint::decode(descriptor).is_none()) {

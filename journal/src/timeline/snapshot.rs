@@ -131,7 +131,8 @@ impl Timeline {
     /// Runs of good LSNs, both ends inside. The answer can change only where a gap or a disk begins or a gap ends.
     fn runs_of_points(&self, disks: &[DiskId]) -> Vec<(Lsn, Lsn)> {
         let Some(horizon) = self.horizon else { return Vec::new() };
-        let first = self.history.floor.map_or(1, |floor| floor.lsn.0.max(1));
+        // Only a branch of images begins at 0.
+        let first = self.history.floor.map_or(1, |floor| floor.lsn.0);
         let mut edges: Vec<u64> = vec![first];
         edges.extend(
             self.history.gaps.iter().flat_map(|gap| [Some(gap.from.0), gap.to.map(|to| to.0)]).flatten(),
@@ -198,7 +199,8 @@ impl Timeline {
     pub fn at_time(&self, time_us: u64, disks: &[DiskId]) -> Result<Lsn, TimelineError> {
         let latest = self.horizon.map_or(Lsn::ZERO, |horizon| horizon.lsn);
         let lsn = self.last_lsn_at(time_us)?.min(latest);
-        if lsn == Lsn::ZERO
+        let before_all = lsn == Lsn::ZERO && !self.begins_at_zero(time_us);
+        if before_all
             && let Some(snapshot) = self.runs.kept.values().rev().find(|kept| kept.kept.time_us <= time_us)
         {
             // Nothing was written between a snapshot's point and its `until_us`.
@@ -213,8 +215,15 @@ impl Timeline {
         {
             return Err(self.refuse(latest, disks, RefusedCause::AfterLatest));
         }
-        if lsn == Lsn::ZERO {
-            return Err(self.refuse(lsn, disks, RefusedCause::BeforeHistory));
+        if before_all {
+            return Err(match self.refuse(lsn, disks, RefusedCause::BeforeHistory) {
+                // LSN 0, where it is a point, comes after the time.
+                TimelineError::Refused(refused) => {
+                    let after = refused.before.or(refused.after);
+                    TimelineError::Refused(Box::new(Refused { before: None, after, ..*refused }))
+                }
+                error => error,
+            });
         }
         self.check(lsn, disks)?;
         // What was missed lies between the last good point and the line that says so.
@@ -237,6 +246,11 @@ impl Timeline {
         let runs = self.runs_of_points(&[]);
         let found = runs.iter().rev().find(|(from, _)| *from <= lsn).map(|(_, to)| (*to).min(lsn));
         found.map(|lsn| self.point(lsn)).transpose()
+    }
+
+    /// Whether LSN 0 is a point at that time: the beginning of a branch of images.
+    fn begins_at_zero(&self, time_us: u64) -> bool {
+        self.history.floor.is_some_and(|floor| floor.lsn == Lsn::ZERO && floor.time_us <= time_us)
     }
 
     fn time_of_or_zero(&self, lsn: Lsn) -> u64 {

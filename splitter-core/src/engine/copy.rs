@@ -7,7 +7,7 @@ use tidemark_proto::pieces::{self, HashKey, Piece, is_zero};
 use tidemark_proto::v1::{BaseBlocks, WriteEntry, WriteKind};
 
 use super::batch::Checksums;
-use super::limits::{COPY_OUTSTANDING_MAX_BYTES, READ_MAX_BYTES, REREADS_MAX};
+use super::limits::{COPY_OUTSTANDING_MAX_BYTES, COPY_RANGES_MAX, READ_MAX_BYTES, REREADS_MAX};
 use crate::capture::{BLOCK_BYTES, BLOCK_SECTORS, BlockRange, Slot};
 
 /// A range that the driver should read, directly from the disk.
@@ -67,7 +67,9 @@ pub(super) enum Method {
     Send,
     /// It is asked about and, not being kept, read again where it is not known.
     Ask,
-    /// It is kept and asked about in small pieces; those that are not known are sent.
+    /// It is kept and asked about: what a template has can be named at once.
+    AskKept,
+    /// It is kept and asked about in small pieces; those that are not known are named or sent.
     AskFine,
 }
 
@@ -86,6 +88,7 @@ impl Method {
         let (piece_bytes, keep) = match self {
             Self::Send => return None,
             Self::Ask => (piece_bytes.0, false),
+            Self::AskKept => (piece_bytes.0, true),
             Self::AskFine => (PIECE_FINE_BYTES, true),
         };
         key.map(|key| Hashing { key, piece_bytes, keep })
@@ -107,6 +110,8 @@ enum Stage {
 pub(super) struct Question {
     /// The last frame before it: once that is durable, so is what the answer compared with.
     pub(super) seq: u64,
+    /// How its range travels.
+    pub(super) method: Method,
     pub(super) pieces: Vec<Piece>,
     pub(super) blocks: Option<Vec<u8>>,
 }
@@ -150,9 +155,11 @@ pub(super) struct Finished {
 impl Copy {
     pub(super) fn has_room(&self, method: Method) -> bool {
         let bytes: u64 = self.outstanding.iter().map(|read| read.held_bytes).sum();
-        let asks = |read: &&Outstanding| matches!(read.stage, Stage::Reading(Method::Ask | Method::AskFine));
+        let asks =
+            |read: &&Outstanding| matches!(read.stage, Stage::Reading(method) if method != Method::Send);
         let questions = self.unanswered + self.outstanding.iter().filter(asks).count();
         bytes.saturating_add(READ_MAX_BYTES) <= COPY_OUTSTANDING_MAX_BYTES
+            && self.outstanding.len() < COPY_RANGES_MAX
             && (method == Method::Send || questions < QUESTIONS_MAX)
     }
 
@@ -218,6 +225,15 @@ impl Copy {
 
     fn find(&mut self, token: u64) -> Option<&mut Outstanding> {
         self.outstanding.iter_mut().find(|read| read.token == token)
+    }
+
+    /// How a range that is being read travels.
+    pub(super) fn method_of(&self, token: u64) -> Method {
+        let read = self.outstanding.iter().find(|read| read.token == token);
+        match read.map(|read| &read.stage) {
+            Some(Stage::Reading(method)) => *method,
+            _ => Method::Send,
+        }
     }
 
     /// The frame that carries a finished read, with so many bytes of it.
@@ -340,7 +356,24 @@ pub(super) fn base_blocks(line_lsn: u64, disk_id: u32, runs: &[(u64, u64)], mut 
         squeeze(&mut data);
     }
     let crc32c = Checksums::of(&data);
-    BaseBlocks { line_lsn, entries, payload: data.into(), crc32c }
+    BaseBlocks { line_lsn, entries, payload: data.into(), crc32c, ..BaseBlocks::default() }
+}
+
+/// Pieces that were offered as a frame's body, each an entry of its own with its hash. `data` is their content, one after
+/// another.
+pub(super) fn named_blocks(line_lsn: u64, disk_id: u32, pieces: &[Piece], data: Vec<u8>) -> BaseBlocks {
+    let entry = |piece: &Piece| WriteEntry {
+        disk_id,
+        kind: WriteKind::Data.into(),
+        start_sector: piece.start_sector,
+        sectors: piece.sectors,
+        flags: 0,
+        time_delta_us: 0,
+    };
+    let hashes: Vec<u8> = pieces.iter().flat_map(|piece| piece.hash).collect();
+    let crc32c = Checksums::of(&data);
+    let entries = pieces.iter().map(entry).collect();
+    BaseBlocks { line_lsn, entries, payload: data.into(), crc32c, hashes: hashes.into() }
 }
 
 fn block_bytes() -> usize {
@@ -409,5 +442,20 @@ mod tests {
         copy.again(slot, BlockRange { start: 3, end: 4 });
         assert_eq!(copy.acked(2), [(slot, BlockRange { start: 4, end: 8 })]);
         assert!(copy.idle(slot));
+    }
+
+    #[test]
+    fn ranges_that_are_known_are_bounded_until_they_are_acknowledged() {
+        let mut copy = Copy::default();
+        let mut ranges = 0;
+        while copy.has_room(Method::Ask) {
+            let range = BlockRange { start: 2 * ranges, end: 2 * ranges + 1 };
+            copy.carried(Finished { slot: Slot(0), range, line: 5 }, ranges, 0);
+            ranges += 1;
+        }
+        assert_eq!(ranges, COPY_RANGES_MAX as u64);
+        assert!(!copy.has_room(Method::Send));
+        assert_eq!(copy.acked(9).len(), 10);
+        assert!(copy.has_room(Method::Send));
     }
 }

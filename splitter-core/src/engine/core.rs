@@ -159,6 +159,8 @@ pub struct Engine {
     pub(super) questions: VecDeque<(u64, HashQuestion)>,
     /// The session's key for hashes; `None` when the appliance answers no questions.
     pub(super) hash_key: Option<HashKey>,
+    /// The appliance offers what templates have.
+    pub(super) templates: bool,
     pub(super) piece_bytes: PieceBytes,
     pub(super) verify: Verify,
     pub(super) next_disk: Slot,

@@ -14,6 +14,11 @@ pub const READ_MAX_BYTES: u64 = 1 << 20;
 /// captured writes always find room. Beyond it no further read starts.
 pub const COPY_OUTSTANDING_MAX_BYTES: u64 = 8 << 20;
 
+/// Ranges of initial copy and resync on their way at most. What is known holds no bytes of content, but waits for an
+/// acknowledgement like everything else, takes some hundred bytes here, and is looked at by every search for a range.
+/// Beyond it no further read starts; the questions on their way may still add 16 ranges each.
+pub const COPY_RANGES_MAX: usize = 4096;
+
 /// Score (of [`ASKING_SURE`]) from which on ranges are asked about before they are sent. Below it asking costs more reads
 /// and round trips than it saves bytes.
 pub const ASKING_FROM: u32 = 64;

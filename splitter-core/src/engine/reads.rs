@@ -80,11 +80,17 @@ impl Engine {
             return None;
         }
         let range = self.find_range(kernel, slot)?;
-        let asks = self.hash_key.is_some();
+        let (asks, templates) = (self.hash_key.is_some(), self.templates);
         let disk = self.disks.get_mut(&slot)?;
         disk.cursor = range.end;
-        let asks = asks && disk.comparable && disk.asking.next();
-        self.begin_read(slot, range, if asks { Method::Ask } else { Method::Send })
+        let asks = asks && (disk.comparable || templates) && disk.asking.next();
+        let method = match (asks, disk.comparable) {
+            (false, _) => Method::Send,
+            // Most of it lies there already: nothing is kept for the little that does not.
+            (true, true) => Method::Ask,
+            (true, false) => Method::AskKept,
+        };
+        self.begin_read(slot, range, method)
     }
 
     fn begin_read(&mut self, slot: Slot, range: BlockRange, method: Method) -> Option<ReadRequest> {

@@ -4,7 +4,7 @@ use thiserror::Error;
 use tidemark_proto::ids::ChainHash;
 use tidemark_proto::pieces::HashKey;
 use tidemark_proto::v1::{GapCause, StreamPosition, Welcome};
-use tidemark_proto::version::HASHES_FIRST;
+use tidemark_proto::version::{HASHES_FIRST, TEMPLATES};
 
 use super::core::{Engine, EngineError, Kernel};
 use super::disk::{Disk, DiskConfig};
@@ -75,6 +75,7 @@ impl Engine {
         self.heartbeat_us = u64::from(welcome.heartbeat_ms.max(1)).saturating_mul(1000);
         self.heartbeat_due_us = now_us;
         self.hash_key = HashKey::from_bytes(&welcome.hash_key).filter(|_| welcome.protocol >= HASHES_FIRST);
+        self.templates = welcome.templates && welcome.protocol >= TEMPLATES;
         self.look(kernel.ring);
         let same_capture = durable.seq > 0 && durable.capture_id.as_ref() == kernel.ring.capture_id().0;
         let resumed = if self.attached {
@@ -126,6 +127,7 @@ impl Engine {
     pub fn disconnected(&mut self) {
         self.connected = false;
         self.hash_key = None;
+        self.templates = false;
         self.questions.clear();
         self.copy.forget_questions();
         self.verify.disconnected();

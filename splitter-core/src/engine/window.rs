@@ -105,18 +105,29 @@ impl Window {
         seq
     }
 
-    /// The next frame to send. The payload is shared, not copied.
+    /// The next frame to send. The payload is shared, not copied; where hashes stand for it, it stays here.
     pub(super) fn next_to_send(&mut self) -> Option<Frame> {
         let kept = self.frames.get(self.sent)?;
         self.sent += 1;
         self.unsent_bytes = self.unsent_bytes.saturating_sub(kept.bytes);
-        Some(kept.frame.clone())
+        let mut frame = kept.frame.clone();
+        if let Some(Body::Base(base)) = &mut frame.body
+            && !base.hashes.is_empty()
+        {
+            base.payload.clear();
+        }
+        Some(frame)
     }
 
-    /// Everything kept is to be sent again.
+    /// Everything kept is to be sent again, to another session: what was offered in the last one travels whole.
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
         self.unsent_bytes = self.bytes;
+        for kept in &mut self.frames {
+            if let Some(Body::Base(base)) = &mut kept.frame.body {
+                base.hashes.clear();
+            }
+        }
     }
 
     /// Drops frames up to the durable position.
@@ -158,7 +169,7 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidemark_proto::v1::Heartbeat;
+    use tidemark_proto::v1::{BaseBlocks, Heartbeat};
 
     fn filled() -> Window {
         let mut window = Window::default();
@@ -191,5 +202,30 @@ mod tests {
         assert_eq!(window.ack(4, &chains[3].0), Ok(()));
         assert_eq!((window.bytes(), window.unsent_bytes()), (0, 0));
         assert!(window.next_to_send().is_none());
+    }
+
+    #[test]
+    fn what_hashes_stand_for_stays_here_and_travels_whole_to_another_session() {
+        let mut window = Window::default();
+        window.grant(u64::MAX);
+        let base = BaseBlocks {
+            line_lsn: 1,
+            payload: vec![7; 4096].into(),
+            crc32c: vec![5],
+            hashes: vec![1; 32].into(),
+            ..BaseBlocks::default()
+        };
+        window.push(1, 1, 100, 90, Body::Base(base));
+        let sent = |window: &mut Window| match window.next_to_send() {
+            Some(Frame { body: Some(Body::Base(base)), chain, .. }) => {
+                (base.payload.len(), base.hashes.len(), chain)
+            }
+            other => panic!("{other:?}"),
+        };
+        let first = sent(&mut window);
+        window.rewind();
+        let again = sent(&mut window);
+        assert_eq!((first.0, first.1, again.0, again.1), (0, 32, 4096, 0));
+        assert_eq!(first.2, again.2, "it is the same frame");
     }
 }

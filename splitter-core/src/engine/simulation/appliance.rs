@@ -1,5 +1,7 @@
 //! The appliance: verifies every frame as the protocol demands, makes frames durable, answers.
 
+use std::collections::HashMap;
+
 use tidemark_proto::chain;
 use tidemark_proto::ids::ChainHash;
 use tidemark_proto::limits::QUESTIONS_MAX;
@@ -9,7 +11,7 @@ use tidemark_proto::v1::{
 };
 use tidemark_proto::version::PROTOCOL_MAX;
 
-use super::checker::{Image, below, bytes_of};
+use super::checker::{Image, below, bytes_of, sector};
 use super::kernel::DISKS;
 use super::world::Broken;
 
@@ -28,12 +30,27 @@ pub(super) struct Appliance {
     /// Pieces asked about in all sessions, and how many of them were known.
     pub(super) asked: u64,
     pub(super) known: u64,
+    /// Contents of the published template, and whether it is published now.
+    template: Vec<Vec<u8>>,
+    pub(super) published: bool,
+    /// What this session was offered: by disk, first sector and sectors.
+    offers: HashMap<(u32, u64, u32), Vec<u8>>,
+    pub(super) offered: u64,
+    /// Blocks that frames named instead of bringing them.
+    pub(super) named: u64,
 }
 
 impl Appliance {
-    pub(super) fn new(broken: Broken, first_bytes: u64) -> Self {
-        let check_chain = !matches!(broken, Broken::BaseAtReadLsn | Broken::SwappedWrites);
-        Self { check_chain, first_bytes, broken: Some(broken), ..Self::default() }
+    /// The template has what the disks begin with.
+    pub(super) fn new(broken: Broken, first_bytes: u64, disks: &Image) -> Self {
+        let check_chain =
+            !matches!(broken, Broken::BaseAtReadLsn | Broken::SwappedWrites | Broken::WrongTemplate);
+        let cut = |disk: &Vec<u64>| {
+            let bytes: Vec<u8> = disk.iter().flat_map(|value| sector(*value)).collect();
+            [4096, 8192].map(|size| bytes.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>())
+        };
+        let template = disks.iter().flat_map(cut).flatten().collect();
+        Self { check_chain, first_bytes, broken: Some(broken), template, published: true, ..Self::default() }
     }
 
     fn hash_key(&self) -> HashKey {
@@ -60,7 +77,49 @@ impl Appliance {
             asked.iter().map(|piece| images.iter().any(|image| same(image, piece))).collect();
         self.asked += known.len() as u64;
         self.known += known.iter().filter(|known| **known).count() as u64;
-        Ok(pieces::answer(question.id, &known))
+        let contents: HashMap<_, _> = self.template.iter().map(|piece| (key.hash(piece), piece)).collect();
+        let mut offered = vec![false; asked.len()];
+        for (index, piece) in asked.iter().enumerate() {
+            let content = contents.get(&piece.hash).filter(|_| self.published && !known[index]);
+            if let Some(content) = content.filter(|content| content.len() as u64 == piece.bytes()) {
+                let place = (question.disk_id, piece.start_sector, piece.sectors);
+                self.offers.insert(place, content.to_vec());
+                offered[index] = true;
+            }
+        }
+        self.offered += offered.iter().filter(|offered| **offered).count() as u64;
+        Ok(pieces::offer(pieces::answer(question.id, &known), &offered))
+    }
+
+    /// Puts the content of a template into a frame that names it. False: it is not published any more.
+    pub(super) fn redeem(&mut self, frame: &mut Frame) -> Result<bool, String> {
+        let Some(Body::Base(base)) = &mut frame.body else { return Ok(true) };
+        if base.hashes.is_empty() {
+            return Ok(true);
+        }
+        if !base.payload.is_empty() || base.hashes.len() != 32 * base.entries.len() {
+            return Err("hashes and entries do not fit".into());
+        }
+        let mut payload = Vec::new();
+        for (entry, hash) in base.entries.iter().zip(base.hashes.chunks(32)) {
+            let place = (entry.disk_id, entry.start_sector, entry.sectors);
+            let content = self.offers.remove(&place).ok_or("content was named that was not offered")?;
+            if HashKey([self.sessions; 32]).hash(&content) != hash {
+                return Err("content was named by another hash than it was offered by".into());
+            }
+            payload.extend_from_slice(&content);
+        }
+        if !self.published {
+            return Ok(false);
+        }
+        self.named += base.entries.len() as u64;
+        if self.broken == Some(Broken::WrongTemplate) {
+            payload[0] ^= 1;
+            base.crc32c = payload.chunks(4096).map(crc32c::crc32c).collect();
+        }
+        base.payload = payload.into();
+        base.hashes.clear();
+        Ok(true)
     }
 
     /// Compares for a verify with the journal as of the question's LSN.
@@ -162,6 +221,7 @@ impl Appliance {
     pub(super) fn welcome(&mut self, window_bytes: u64) -> Welcome {
         self.crash();
         self.sessions = self.sessions.wrapping_add(1);
+        self.offers.clear();
         let mut open = [false; DISKS];
         for (frame, _) in &self.frames {
             let (ids, value) = match &frame.body {
@@ -177,6 +237,8 @@ impl Appliance {
             durable: Some(self.position(self.durable)),
             protocol: PROTOCOL_MAX,
             hash_key: self.hash_key().0.to_vec().into(),
+            // Also in a session that began before: whether anything is offered is another matter.
+            templates: true,
             comparable_disks: (1..=DISKS as u32).filter(|id| self.is_comparable(*id)).collect(),
             generation: self.frames.last().map_or(0, |(frame, _)| frame.generation),
             window_bytes,

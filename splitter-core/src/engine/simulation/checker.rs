@@ -150,13 +150,19 @@ pub(super) fn below(frames: &[(Frame, Vec<u8>)], lsn: u64) -> Image {
     image
 }
 
+/// The bytes of a sector.
+pub(super) fn sector(value: u64) -> [u8; 512] {
+    let mut bytes = [0; 512];
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes
+}
+
 /// The content of a piece.
 pub(super) fn bytes_of(disk: &[u64], piece: &Piece) -> Vec<u8> {
     let start = piece.start_sector as usize;
-    let mut bytes = vec![0; piece.sectors as usize * 512];
-    for (sector, value) in bytes.chunks_mut(512).zip(&disk[start..]) {
-        sector[..8].copy_from_slice(&value.to_le_bytes());
-    }
+    let mut bytes: Vec<u8> =
+        disk[start..].iter().take(piece.sectors as usize).flat_map(|value| sector(*value)).collect();
+    bytes.resize(piece.sectors as usize * 512, 0);
     bytes
 }
 

@@ -41,6 +41,8 @@ pub(super) enum Broken {
     VerifyUnordered,
     /// The appliance finds everything as it should be.
     VerifyBlind,
+    /// The appliance takes other content from a template than was named.
+    WrongTemplate,
 }
 
 /// How often the interesting things happened.
@@ -68,10 +70,13 @@ pub(super) struct Totals {
     pub(super) corruptions: u64,
     pub(super) found_blocks: u64,
     pub(super) verify_lines: u64,
+    pieces_offered: u64,
+    pieces_named: u64,
+    offers_withdrawn: u64,
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 18] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 21] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -91,6 +96,9 @@ impl Totals {
             ("pieces asked about", self.pieces_asked),
             ("pieces known", self.pieces_known),
             ("questions lost with their connection", self.questions_lost),
+            ("pieces offered", self.pieces_offered),
+            ("pieces named", self.pieces_named),
+            ("offers withdrawn after they were made", self.offers_withdrawn),
         ]
     }
 
@@ -117,6 +125,9 @@ impl Totals {
         self.corruptions += other.corruptions;
         self.found_blocks += other.found_blocks;
         self.verify_lines += other.verify_lines;
+        self.pieces_offered += other.pieces_offered;
+        self.pieces_named += other.pieces_named;
+        self.offers_withdrawn += other.offers_withdrawn;
     }
 }
 
@@ -178,6 +189,8 @@ pub(super) struct World {
     calm: bool,
     splitter: Splitter,
     appliance: Appliance,
+    /// When the template is published and when it is not.
+    templates: Random,
     to_appliance: VecDeque<ToAppliance>,
     to_splitter: VecDeque<ToSplitter>,
     moments: HashMap<u64, Moment>,
@@ -193,10 +206,12 @@ impl World {
         let ring_bytes = if calm { 64 << 10 } else { [4 << 10, 8 << 10, 64 << 10][random.index(3)] };
         let first_blocks = if random.chance(500) { BLOCKS } else { BLOCKS - 3 };
         let pinned = Pinned::new(1, ring_bytes, first_blocks);
+        let templates = Random::new(seed ^ 0x7465_6d70);
         let mut disks: Image = vec![vec![0; SECTORS]; DISKS];
         for sector in disks.iter_mut().flatten() {
             *sector = if random.chance(500) { random.below(1000) + 1 } else { 0 };
         }
+        let appliance = Appliance::new(broken, first_blocks as u64 * 4096, &disks);
         Self {
             broken,
             now_us: 1_000_000,
@@ -210,7 +225,8 @@ impl World {
             captures: 1,
             calm,
             ring_bytes,
-            appliance: Appliance::new(broken, first_blocks as u64 * 4096),
+            appliance,
+            templates,
             blocks: first_blocks,
             first_blocks,
             to_appliance: VecDeque::new(),
@@ -250,6 +266,8 @@ impl World {
         self.totals.drops += self.pinned.borrow().status.drops;
         self.totals.pieces_asked += self.appliance.asked;
         self.totals.pieces_known += self.appliance.known;
+        self.totals.pieces_offered += self.appliance.offered;
+        self.totals.pieces_named += self.appliance.named;
         Ok(self.totals)
     }
 
@@ -459,6 +477,15 @@ impl World {
             }
             (Broken::SwappedWrites, Some(Body::Writes(writes))) => swap(writes),
             _ => {}
+        }
+        if self.templates.chance(5) {
+            self.appliance.published = !self.appliance.published;
+        }
+        if !self.appliance.redeem(&mut frame)? {
+            // The appliance says goodbye: to its next session everything travels.
+            self.totals.offers_withdrawn += 1;
+            self.disconnect();
+            return Ok(());
         }
         let capture = self.pinned.borrow().id.0;
         self.appliance.receive(frame, &capture)

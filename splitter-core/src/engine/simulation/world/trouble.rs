@@ -26,7 +26,7 @@ impl World {
         }
     }
 
-    fn disconnect(&mut self) {
+    pub(super) fn disconnect(&mut self) {
         let questions =
             self.to_appliance.iter().filter(|message| matches!(message, ToAppliance::Question(_)));
         let answers = self.to_splitter.iter().filter(|message| matches!(message, ToSplitter::Answer(_)));
