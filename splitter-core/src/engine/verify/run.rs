@@ -269,7 +269,7 @@ impl Engine {
         let Some(index) = self.verify.comparing.iter().position(asked) else { return Ok(()) };
         let Comparing { slot, retry, stage, .. } = self.verify.comparing.swap_remove(index);
         let Stage::Asked { pieces } = stage else { return Ok(()) };
-        let bits = HashAnswer { id: answer.id, known: answer.same.clone() };
+        let bits = HashAnswer { id: answer.id, known: answer.same.clone(), ..HashAnswer::default() };
         let (mut equal_bytes, mut unlike) = (0_u64, Vec::new());
         for (index, piece) in pieces.iter().enumerate() {
             let range = BlockRange::of_sectors(piece.start_sector, piece.sectors.into());
