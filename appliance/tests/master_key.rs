@@ -46,7 +46,12 @@ impl Folder {
         stream.acked(guest.seq).await;
         let context = site.context();
         let channel = site.channel(Some((&context.certificate_pem, &context.key_pem))).await.unwrap();
-        let request = CreateCloneRequest { vm: "web-1".into(), at: latest(), name: "copy".into() };
+        let request = CreateCloneRequest {
+            vm: "web-1".into(),
+            at: latest(),
+            name: "copy".into(),
+            ..Default::default()
+        };
         ClonesClient::new(channel).create_clone(request).await.unwrap();
         let store = site.appliance().core().images.store();
         let chunk = store.session(SHARED_DOMAIN).unwrap().put(&chunk()).unwrap();

@@ -99,7 +99,7 @@ async fn ask(stream: &mut Stream, lsn: u64, pieces: &[Piece]) -> Result<Vec<bool
         match stream.next().await {
             Some(appliance_message::Body::VerifyAnswer(VerifyAnswer { id, same, problem })) => {
                 assert_eq!(id, 77);
-                let bits = HashAnswer { id, known: same };
+                let bits = HashAnswer { id, known: same, ..HashAnswer::default() };
                 let same = (0..pieces.len()).map(|index| pieces::is_known(&bits, index)).collect();
                 return if problem.is_empty() { Ok(same) } else { Err(problem) };
             }
