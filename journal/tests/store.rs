@@ -233,6 +233,47 @@ fn a_scrub_finds_every_flipped_bit_and_names_the_chunk() {
 }
 
 #[test]
+fn content_whose_copy_is_damaged_is_stored_again_and_the_good_copy_stays() {
+    let storage = SimStorage::new(1);
+    let store = create(&storage, PACK);
+    let session = store.session(DOMAIN).unwrap();
+    let contents: Vec<_> = (0..3).map(|n| noise(n, 700)).collect();
+    let ids: Vec<_> = contents.iter().map(|content| session.put(content).unwrap()).collect();
+    store.flush().unwrap();
+    drop((session, store));
+    let (name, bytes) = packs(&storage).into_iter().next().unwrap();
+    let (_, chunks) = pack::decode(&bytes).unwrap();
+    let hit = chunks.iter().find(|chunk| chunk.id == ids[1]).unwrap();
+    storage.flip(&name, u64::from(hit.offset) + 100, 3);
+    let (store, _) = try_open(&storage, 2, PACK).unwrap();
+    let session = store.session(DOMAIN).unwrap();
+    // Nobody knows yet: it passes for stored. Once it was read, it does not.
+    session.put(&contents[1]).unwrap();
+    assert_eq!(session.new_bytes(), 0);
+    assert!(matches!(store.get(&ids[1]), Err(StoreError::Damaged { .. })));
+    for (content, new) in contents.iter().zip([0, 700, 700]) {
+        session.put(content).unwrap();
+        assert_eq!(session.new_bytes(), new);
+    }
+    store.flush().unwrap();
+    session.put(&contents[1]).unwrap();
+    assert_eq!(session.new_bytes(), 700, "the good copy is found");
+    drop((session, store));
+    // Also by an opening that knows of no damage, a collection keeps the good one.
+    for seed in 3..5 {
+        let (store, _) = try_open(&storage, seed, PACK).unwrap();
+        let collection = store.begin_gc().unwrap();
+        for id in &ids {
+            collection.mark(id).unwrap();
+        }
+        collection.sweep(SweepOptions { fill_percent: 100, ..SweepOptions::default() }).unwrap();
+        for (id, content) in ids.iter().zip(&contents) {
+            assert_eq!(&*store.get(id).unwrap(), &content[..]);
+        }
+    }
+}
+
+#[test]
 fn a_full_disk_loses_nothing_and_a_failed_sync_stops_the_store() {
     let storage = SimStorage::new(1);
     let store = create(&storage, PACK);

@@ -142,7 +142,13 @@ pub fn read(question: &HashQuestion) -> Result<Vec<Piece>, QuestionError> {
         bytes = bytes.saturating_add(piece.bytes());
         pieces.push(piece);
     }
-    if bytes > QUESTION_MAX_BYTES { Err(QuestionError("about too much of a disk")) } else { Ok(pieces) }
+    // Whoever asks has read one range. Pieces far apart would each cost the reading of a chunk.
+    let from = pieces.first().map_or(0, |piece| piece.start_sector);
+    let span = (end - from).saturating_mul(SECTOR_BYTES);
+    if bytes > QUESTION_MAX_BYTES || span > QUESTION_MAX_BYTES {
+        return Err(QuestionError("about too much of a disk"));
+    }
+    Ok(pieces)
 }
 
 /// Gives an answer: whether each piece is known, in the question's order.

@@ -129,7 +129,10 @@ async fn create(core: &Arc<Core>, caller: &Peer, request: CreateCloneRequest) ->
             "a clone is made of a VM at a point, or of a template: name one",
         ));
     };
-    let clone = clones::create(core, &request.name, below).await.map_err(failed)?;
+    // A caller that goes away must not leave a clone that is durable and known to nobody.
+    let (making, name) = (Arc::clone(core), request.name);
+    let made = core.tasks.to_the_end(async move { clones::create(&making, &name, below).await }).await;
+    let clone = made.ok_or_else(super::interrupted)?.map_err(failed)?;
     core.audit(&caller.role.uri(), "create clone", &clone.name, &detail).await;
     tracing::info!(clone = clone.name, detail, "clone made");
     let core = Arc::clone(core);
@@ -298,7 +301,9 @@ impl Clones for ClonesService {
     async fn remove_clone(&self, request: Request<CloneName>) -> Result<Response<Empty>, Status> {
         let caller = caller(&request)?;
         let name = request.into_inner().name;
-        clones::remove(&self.core, &name).await.map_err(failed)?;
+        let (core, doomed) = (Arc::clone(&self.core), name.clone());
+        let removed = self.core.tasks.to_the_end(async move { clones::remove(&core, &doomed).await }).await;
+        removed.ok_or_else(super::interrupted)?.map_err(failed)?;
         self.core.audit(&caller.role.uri(), "remove clone", &name, "").await;
         tracing::info!(clone = name, "clone removed");
         Ok(Response::new(Empty {}))

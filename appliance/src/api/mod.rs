@@ -82,6 +82,11 @@ fn vm_named(core: &Core, name: &str) -> Result<Arc<Vm>, Status> {
     })
 }
 
+/// Work that was to go to its end and did not.
+fn interrupted() -> Status {
+    Status::unavailable("the appliance is ending: look with a list whether it was done, then try again")
+}
+
 /// Runs blocking work off the asynchronous threads.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,

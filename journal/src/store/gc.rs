@@ -123,7 +123,11 @@ impl Collection {
     /// # Errors
     /// When the index fails: the collection must not be swept then.
     pub fn mark(&self, id: &ChunkId) -> Result<Mark, StoreError> {
-        let places = self.store.index.find(id)?;
+        let mut places = self.store.index.find(id)?;
+        // There are several where one was damaged and the content was put again.
+        if places.len() > 1 {
+            self.store.sound_first(&mut places);
+        }
         let mut state = self.store.state();
         let State { packs, marks, .. } = &mut *state;
         let Some(marks) = marks else { return Ok(Mark::Missing) };

@@ -51,7 +51,12 @@ impl ChunkStore {
                     Ok(content) => return Ok(content),
                     Err(StoreError::Storage(error)) if error.kind() == StorageErrorKind::Missing => {}
                     // Another copy may be intact.
-                    Err(error) => last = error,
+                    Err(error) => {
+                        if matches!(error, StoreError::Damaged { .. }) {
+                            self.state().note_damaged(pack, *id);
+                        }
+                        last = error;
+                    }
                 }
             }
             if !matches!(last, StoreError::Missing(_)) {
@@ -59,6 +64,17 @@ impl ChunkStore {
             }
         }
         Err(last)
+    }
+
+    /// Puts a copy that reads as it should before the others.
+    pub(super) fn sound_first(&self, places: &mut [(PackId, Stored)]) {
+        let sound = places.iter().position(|(pack, stored)| {
+            let info = self.state().packs.get(pack).map(|pack| pack.info);
+            info.is_some_and(|info| self.read_stored(pack, &info, stored).is_ok())
+        });
+        if let Some(sound) = sound {
+            places.swap(0, sound);
+        }
     }
 
     fn read_memory(&self, id: &ChunkId) -> Result<Option<Vec<u8>>, StoreError> {

@@ -83,7 +83,7 @@ impl Session {
         self.new_bytes.load(Ordering::Relaxed)
     }
 
-    /// Protects a chunk that is there, as if it were put; whether it is there.
+    /// Protects a chunk that is there, as if it were put; whether it is there, and not known to be damaged.
     ///
     /// # Errors
     /// When the index fails.
@@ -94,8 +94,15 @@ impl Session {
         }
         let places = self.store.index.find(id)?;
         let mut state = self.store.state();
+        let mut found = false;
+        for (pack, _) in places {
+            // A copy that is known to be damaged is none: what is put is stored again.
+            if !state.damaged.contains(&(pack, *id)) {
+                found |= state.rely(self.number, &pack);
+            }
+        }
         // Between the two looks it may have moved from memory to a pack.
-        Ok(places.iter().any(|(pack, _)| state.rely(self.number, pack)) || state.in_memory(id))
+        Ok(found || state.in_memory(id))
     }
 }
 

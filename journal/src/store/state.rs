@@ -11,7 +11,7 @@ use super::index::{ChunkIndex, PackInfo};
 use super::keys::{KdfCost, KeyFile, KeyRing, MasterKey};
 use super::lru::Lru;
 use super::pack::PackBuilder;
-use super::{KeyDomain, PackFolder, PackId, StoreError, limits};
+use super::{ChunkId, KeyDomain, PackFolder, PackId, StoreError, limits};
 use crate::storage::{Storage, StorageLock};
 
 /// Settings of a store. The default is right for production, but for `seed`.
@@ -125,7 +125,12 @@ pub(super) struct State {
     pub sessions: BTreeMap<u64, SessionState>,
     pub last_session: u64,
     pub marks: Option<Marks>,
+    /// Copies that were read and found damaged; at most [`DAMAGED_MAX`].
+    pub damaged: BTreeSet<(PackId, ChunkId)>,
 }
+
+/// Damaged copies that are remembered: some 5 MB. Of further ones a chunk that is put again is not stored anew.
+const DAMAGED_MAX: usize = 65_536;
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackState {
@@ -143,6 +148,13 @@ pub(super) struct SessionState {
 }
 
 impl State {
+    /// Remembers a damaged copy: what is put again is stored again instead of relying on it.
+    pub(super) fn note_damaged(&mut self, pack: PackId, chunk: ChunkId) {
+        if self.damaged.len() < DAMAGED_MAX {
+            self.damaged.insert((pack, chunk));
+        }
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         let full = self.full.values().map(|pack| pack.bytes_when_sealed());
         self.open.values().map(PackBuilder::bytes_when_sealed).chain(full).sum()
