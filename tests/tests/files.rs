@@ -418,6 +418,17 @@ fn names_partitions_and_refusals() {
         assert!(refused(&[&get(path)[..], &[&to.to_string_lossy()]].concat()).contains(word), "{path}");
         assert!(!to.exists());
     }
+    let between = ["--from", "bookmark:point", "--to", "latest"];
+    for (path, word) in [("link/x", "/link is a symbolic link to /etc/shadow"), ("none", "there is no /none")]
+    {
+        assert!(refused(&[&["files", "diff", VM, path][..], &between].concat()).contains(word), "{path}");
+    }
+    let history = refused(&["files", "history", VM, "link/x"]);
+    assert!(history.contains("/link is a symbolic link to /etc/shadow"), "{history}");
+    // What is there can be compared, and a link as such.
+    site.cli(&[&["files", "diff", VM, "link"][..], &between].concat()).unwrap();
+    let got = site.cli_json(&[&get("plain")[..], &[&out, "--overwrite"]].concat()).unwrap();
+    assert_eq!(got["to"].as_str(), Some(out.as_str()));
     let lvm = refused(&["files", "list", VM, "--at", "latest", "--partition", "1"]);
     assert!(lvm.contains("partition 1 of disk-1 holds LVM"), "{lvm}");
     let leftovers = fs::read_dir(site.path()).unwrap();

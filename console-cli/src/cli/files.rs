@@ -21,7 +21,8 @@ pub(crate) enum FilesCommand {
         each changed file is found; the content of files is not read. Of a changed file it says what differs: `content` \
         (its blocks were written or lie elsewhere; what was written may be what was there), mode, owner, mtime, links, \
         attributes, or `replaced` (another file has its name). A rename is told by the inode and its generation; what \
-        lies in a renamed folder is not listed again. Up to 500,000 changed files and 1,048,576 changed names; beyond, \
+        lies in a renamed folder is not listed again, and a renamed folder above PATH is. Attributes are flags, the \
+        project, extended attributes and ACLs, or a time of change alone. Up to 500,000 changed files and 1,048,576 changed names; beyond, \
         name nearer points."
     )]
     Diff(DiffFilesArguments),
@@ -31,7 +32,7 @@ pub(crate) enum FilesCommand {
         until they are neighbours. FROM and TO are points at which the version was seen. A FROM marked `exact` is the \
         very write with which the version appears (the commit of the guest's journal, or data written in place); else the \
         version began after the point named beside it, because no point lies between or --looks ended the search. \
-        Two points at which inode and change time agree count as equal: a version is missed only if the guest's clock was \
+        Two points at which inode and change time agree, of the file and of each folder above it, count as equal: a version is missed only if the guest's clock was \
         set back, or if a file was made and removed within one tick. Files above 64 MiB are told apart by times and \
         blocks, not by content. Each look is a view, so it is in the appliance's audit.")]
     History(FileHistoryArguments),

@@ -76,6 +76,11 @@ impl FileSystem {
         &self.superblock
     }
 
+    /// Blocks of the partition, whether the file system takes them or not.
+    pub(super) fn device_blocks(&self) -> u64 {
+        self.source.size_bytes() / self.superblock.block_bytes
+    }
+
     pub(crate) fn overlay(&self) -> &Overlay {
         &self.overlay
     }

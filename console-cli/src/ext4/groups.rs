@@ -61,6 +61,9 @@ impl FileSystem {
         if group.inode_table == 0 || end.is_none_or(|end| end > superblock.blocks) {
             return Err(damaged(format!("the inode table of group {number} lies outside")));
         }
+        if group.block_bitmap.max(group.inode_bitmap) >= superblock.blocks {
+            return Err(damaged(format!("a bitmap of group {number} lies outside")));
+        }
         Ok(group)
     }
 
@@ -114,6 +117,17 @@ impl FileSystem {
             self.read_block(group.block_bitmap, &mut bitmap)?;
         }
         Ok(Some(bitmap))
+    }
+
+    /// Whether a bitmap says that an inode is in use, by its place in the table.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub(crate) fn inode_allocated(&self, group: &Group, place: u32) -> Result<bool> {
+        let mut bits = [0];
+        // The superblock has no more inodes in a group than a block has bits.
+        self.read_in_block(group.inode_bitmap, index(u64::from(place / 8)), &mut bits)?;
+        Ok(place < group.used_inodes && bits[0] >> (place % 8) & 1 == 1)
     }
 
     /// The blocks `[start, end)` of a group.

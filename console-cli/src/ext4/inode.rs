@@ -18,9 +18,9 @@ const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_ATTRIBUTE: u32 = 0x20_0000;
 const FLAG_INLINE: u32 = 0x1000_0000;
 
-const ATTRIBUTES_MAGIC: u32 = 0xEA02_0000;
+pub(super) const ATTRIBUTES_MAGIC: u32 = 0xEA02_0000;
 /// The name index of `system.`.
-const ATTRIBUTE_SYSTEM: u8 = 7;
+pub(super) const ATTRIBUTE_SYSTEM: u8 = 7;
 
 /// What an inode is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -108,6 +108,12 @@ impl Inode {
         le16(raw, 0x0) != 0 && le16(raw, 0x1a) != 0
     }
 
+    /// Whether a slot may hold a file that has no name any more and that somebody has open still. Freed ones look like it,
+    /// too: the group's bitmap tells.
+    pub(crate) fn slot_unlinked(raw: &[u8]) -> bool {
+        le16(raw, 0x0) != 0 && le16(raw, 0x1a) == 0
+    }
+
     /// Whether two slots differ in more than the time of the last read.
     pub(crate) fn slots_differ(one: &[u8], other: &[u8]) -> bool {
         if one == other {
@@ -122,6 +128,23 @@ impl Inode {
         };
         one.len() != other.len()
             || one.iter().zip(other).enumerate().any(|(at, (one, other))| one != other && !skipped(at))
+    }
+
+    /// The flags as they are on the disk.
+    pub(super) fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Attributes in the inode itself, from their magic on; empty when there are none.
+    pub(super) fn attributes_area(&self) -> &[u8] {
+        let start = OLD_BYTES + usize::from(le16(&self.raw, 0x80));
+        let area = if self.raw.len() > OLD_BYTES { self.raw.get(start..) } else { None };
+        area.filter(|area| le32(area, 0) == ATTRIBUTES_MAGIC).unwrap_or_default()
+    }
+
+    /// The project that a quota counts it for, where the inode is large enough to say.
+    pub(super) fn project(&self) -> u32 {
+        if extra_bytes(&self.raw) >= 0xa0 - OLD_BYTES { le32(&self.raw, 0x9c) } else { 0 }
     }
 
     pub(super) fn has_extents(&self) -> bool {

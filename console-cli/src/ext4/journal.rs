@@ -26,6 +26,7 @@ const SUPERBLOCK_V2: u32 = 4;
 const REVOCATION: u32 = 5;
 
 const FEATURE_WIDE: u32 = 0x2;
+const FEATURE_ASYNCHRONOUS_COMMIT: u32 = 0x4;
 const FEATURE_CHECKSUM_V2: u32 = 0x8;
 const FEATURE_CHECKSUM_V3: u32 = 0x10;
 const FEATURE_FAST_COMMIT: u32 = 0x20;
@@ -39,6 +40,8 @@ const TAG_LAST: u32 = 0x8;
 const FAST_COMMIT_HEAD: u16 = 0x0009;
 /// Blocks of the area of fast commits when the journal does not say.
 const FAST_COMMIT_BLOCKS: u32 = 256;
+/// A journal that fast commits would leave fewer blocks has no area for them.
+const RING_BLOCKS_MIN: u32 = 1024;
 
 /// Blocks of a journal at most, 4 GiB in blocks of 4 KiB; mke2fs makes 1 GiB at most by itself. It bounds the memory
 /// that a replay takes (some 64 bytes each). Larger ones are refused.
@@ -123,7 +126,8 @@ impl Overlay {
         blocks.retain(|block, logged| {
             revoked.get(block).is_none_or(|sequence| after(logged.sequence, *sequence))
         });
-        let last = filesystem.superblock().blocks;
+        // A file system that was grown while mounted may have its new size in the journal only.
+        let last = filesystem.device_blocks();
         if blocks.last_key_value().is_some_and(|(block, _)| *block >= last) {
             return Err(damaged("the journal has a copy of a block that is outside"));
         }
@@ -183,6 +187,10 @@ impl<'a> Log<'a> {
         if start == 0 {
             return Ok(None);
         }
+        if features & FEATURE_ASYNCHRONOUS_COMMIT != 0 && checksums == Checksums::None {
+            // A commit may have reached the disk before what it commits, and nothing here would show it.
+            return Err(unsupported("a journal with asynchronous commits and checksums of version 1"));
+        }
         let fast_commits = features & FEATURE_FAST_COMMIT != 0;
         let fast_blocks = match be32(&bytes, 0x54) {
             _ if !fast_commits => 0,
@@ -192,7 +200,8 @@ impl<'a> Log<'a> {
         if blocks > BLOCKS_MAX {
             return Err(unsupported(format!("a journal of more than {BLOCKS_MAX} blocks")));
         }
-        let end = blocks.saturating_sub(fast_blocks);
+        let ring = blocks.checked_sub(fast_blocks).filter(|ring| *ring >= RING_BLOCKS_MIN);
+        let end = ring.unwrap_or(blocks);
         if first == 0 || first >= end || !(first..end).contains(&start) {
             return Err(damaged("the journal's numbers contradict each other"));
         }
@@ -254,7 +263,9 @@ impl<'a> Log<'a> {
         if !self.fast_commits {
             return Ok(());
         }
-        let Some(place) = physical(&self.own.runs, self.end.into()) else { return Ok(()) };
+        // The block at the ring's end belongs to neither.
+        let first = u64::from(self.end) + 1;
+        let Some(place) = physical(&self.own.runs, first) else { return Ok(()) };
         let mut bytes = [0; 12];
         self.filesystem.read_raw(place, 0, &mut bytes)?;
         if le16(&bytes, 0) == FAST_COMMIT_HEAD && le32(&bytes, 8) == next {

@@ -5,6 +5,7 @@
 //! replay. The layout is that of the kernel's documentation (`Documentation/filesystems/ext4`); every number comes from
 //! a guest and is checked before it is used.
 
+mod attributes;
 mod bytes;
 mod directory;
 mod error;

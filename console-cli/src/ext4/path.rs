@@ -59,9 +59,13 @@ pub(crate) enum Looked {
 
 impl FileSystem {
     /// # Errors
-    /// When it cannot be read.
+    /// When it is no directory or cannot be read.
     pub(crate) fn root(&self) -> Result<Inode> {
-        self.inode(ROOT)
+        let root = self.inode(ROOT)?;
+        if root.kind != Kind::Directory {
+            return Err(damaged("its top is no directory"));
+        }
+        Ok(root)
     }
 
     /// Follows the parts of a path from the root.
@@ -69,13 +73,21 @@ impl FileSystem {
     /// # Errors
     /// When what lies on the way is damaged or cannot be read.
     pub(crate) fn look(&self, parts: &[&[u8]]) -> Result<Looked> {
+        self.look_through(parts, &mut |_| ())
+    }
+
+    /// The same; calls `pass` with each directory on the way.
+    ///
+    /// # Errors
+    /// As [`FileSystem::look`].
+    pub(crate) fn look_through(&self, parts: &[&[u8]], pass: &mut dyn FnMut(&Inode)) -> Result<Looked> {
         let mut inode = self.root()?;
         for (component, part) in parts.iter().enumerate() {
             match inode.kind {
-                Kind::Directory => {}
+                Kind::Directory => pass(&inode),
                 Kind::Symlink => {
                     let target = self.target(&inode)?;
-                    return Ok(Looked::Link { component: component - 1, target });
+                    return Ok(Looked::Link { component: component.saturating_sub(1), target });
                 }
                 _ => return Ok(Looked::Missing { deepest: inode }),
             }

@@ -13,6 +13,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::files::{Ranges, compare, content_hash, walk};
 
+mod changes;
+
 /// An image in memory that counts reads, and refuses them beyond a number.
 struct Image {
     bytes: Vec<u8>,

@@ -18,8 +18,10 @@ use crate::ext4::{Damaged, Entry, FileSystem, Kind, Looked, Mapping, Run};
 const NAMES_MAX: usize = 1 << 20;
 /// Directories whose place is known at most, 100 MiB. Beyond it a comparison ends with an error.
 const DIRECTORIES_MAX: usize = 1 << 20;
+/// Bytes of the paths of changes at most: 256 bytes for each of [`NAMES_MAX`]. Beyond it a comparison ends with an error.
+const PATHS_MAX_BYTES: usize = 256 << 20;
 /// Levels of directories at most: as many as a path has parts. Beyond it the directories are a ring.
-const LEVELS_MAX: usize = 2048;
+pub(super) const LEVELS_MAX: usize = 2048;
 const ROOT: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,8 +89,8 @@ pub(crate) fn compare(
     let comparison = Comparison::new(before, after, raw)?;
     let mut names = Names::collect(&comparison)?;
     let mut places = (Places::new(before), Places::new(after));
-    let mut changes = Vec::new();
-    let mut wanted = HashMap::new();
+    let mut changes = Changes::default();
+    let (mut wanted, mut lost) = (HashMap::new(), 0);
     names.pair(&comparison, &mut places, &mut changes)?;
     for (number, touched) in &comparison.touched {
         let (Some(was), Some(is)) = (touched.before, touched.after) else { continue };
@@ -98,8 +100,13 @@ pub(crate) fn compare(
         }
         if is.kind == Kind::Directory {
             let renamed = names.came.get(number).is_some_and(|count| *count > 0);
-            if let Some(path) = places.1.path(*number).ok().filter(|_| !renamed) {
-                changes.push(changed(path, touched, what));
+            if renamed {
+                continue;
+            }
+            match places.1.path(*number) {
+                Ok(path) => changes.push(changed(path, touched, what))?,
+                Err(error) if error.is::<Damaged>() => lost += 1,
+                Err(error) => return Err(error),
             }
         } else {
             let known = names.came.get(number).copied().unwrap_or(0);
@@ -120,21 +127,42 @@ pub(crate) fn compare(
     if let Some(start) = start {
         search.run(start, &mut places.1)?;
     }
-    let nameless = if parts.is_empty() { search.wanted.len() as u64 } else { 0 };
+    let nameless = if parts.is_empty() { search.wanted.len() as u64 + lost } else { 0 };
     let (found, read_directories) = (std::mem::take(&mut search.found), search.read);
     for name in found {
         let Some(touched) = comparison.touched.get(&name.inode) else { continue };
         let (Some(was), Some(is)) = (touched.before, touched.after) else { continue };
         let path = join(&places.1.path(name.parent)?, &name.name);
-        changes.push(changed(path, touched, what_differs(touched, &was, &is)));
+        changes.push(changed(path, touched, what_differs(touched, &was, &is)))?;
     }
     Ok(Compared {
-        changes: tidy(changes, parts),
+        changes: tidy(changes.all, parts),
         nameless,
         touched_inodes: comparison.touched.len() as u64,
         searched_groups: comparison.searched_groups,
         read_directories,
     })
+}
+
+/// Changes as they are found.
+#[derive(Default)]
+struct Changes {
+    all: Vec<Change>,
+    path_bytes: usize,
+}
+
+impl Changes {
+    fn push(&mut self, change: Change) -> Result<()> {
+        let from = change.from_path.as_ref().map_or(0, Vec::len);
+        self.path_bytes = self.path_bytes.saturating_add(change.path.len()).saturating_add(from);
+        if self.path_bytes > PATHS_MAX_BYTES {
+            bail!(
+                "the paths of what changed take more than {PATHS_MAX_BYTES} bytes: name points that lie nearer to each other"
+            );
+        }
+        self.all.push(change);
+        Ok(())
+    }
 }
 
 fn changed(path: Vec<u8>, touched: &Touched, what: Vec<&'static str>) -> Change {
@@ -148,32 +176,37 @@ fn what_differs(touched: &Touched, was: &Facts, is: &Facts) -> Vec<&'static str>
         // Its inode was given up and taken again.
         return vec!["replaced"];
     }
-    differences(was, is, touched.content)
+    differences(was, is, touched)
 }
 
 /// What differs between two states of one file. A directory's times and size follow from its names.
-fn differences(was: &Facts, is: &Facts, content: bool) -> Vec<&'static str> {
+fn differences(was: &Facts, is: &Facts, touched: &Touched) -> Vec<&'static str> {
     let mut what = Vec::new();
     let mut note = |differs: bool, word| what.extend(differs.then_some(word));
     let directory = is.kind == Kind::Directory;
-    note(!directory && content, "content");
+    note(!directory && touched.content, "content");
     note(was.mode != is.mode, "mode");
     note((was.uid, was.gid) != (is.uid, is.gid), "owner");
     note(!directory && was.modified != is.modified, "mtime");
     note(!directory && was.links != is.links, "links");
-    if what.is_empty() && !directory && was.changed != is.changed {
+    if touched.attributes || (what.is_empty() && !directory && was.changed != is.changed) {
         what.push("attributes");
     }
     what
 }
 
-/// Joins what concerns one path, drops what lies elsewhere, and sorts.
+/// Joins what concerns one path, drops what lies elsewhere, and sorts. A renamed directory that the path leads through
+/// concerns it: what lies below is not told of one by one.
 fn tidy(mut changes: Vec<Change>, parts: &[&[u8]]) -> Vec<Change> {
     let top: Vec<u8> = parts.iter().flat_map(|part| [b"/".as_slice(), part].concat()).collect();
     let below = |path: &[u8]| {
         path.strip_prefix(top.as_slice()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
     };
-    changes.retain(|change| below(&change.path) || change.from_path.as_deref().is_some_and(below));
+    let above = |path: &[u8]| top.strip_prefix(path).is_some_and(|rest| rest.starts_with(b"/"));
+    changes.retain(|change| {
+        let concerns = |path: &[u8]| below(path) || (change.from_path.is_some() && above(path));
+        concerns(&change.path) || change.from_path.as_deref().is_some_and(concerns)
+    });
     changes.sort_by(|one, other| (&one.path, one.kind).cmp(&(&other.path, other.kind)));
     changes.dedup();
     // A name that went and came again: an editor that writes a new file and renames it over the old one.
@@ -273,7 +306,7 @@ impl Names {
         &mut self,
         comparison: &Comparison<'_>,
         (old, new): &mut (Places<'_>, Places<'_>),
-        changes: &mut Vec<Change>,
+        changes: &mut Changes,
     ) -> Result<()> {
         self.removed.sort_unstable();
         self.added.sort_unstable();
@@ -286,7 +319,7 @@ impl Names {
                 return Ok(*touched);
             }
             let facts = Some(Facts::of(&comparison.after.inode(number)?));
-            Ok(Touched { before: facts, after: facts, content: false })
+            Ok(Touched { before: facts, after: facts, ..Touched::default() })
         };
         for name in &self.added {
             let touched = state(name.inode)?;
@@ -295,25 +328,32 @@ impl Names {
             let from = from.and_then(VecDeque::pop_front);
             let Some(from) = from else {
                 let (kind, after) = (ChangeKind::Added, touched.after);
-                changes.push(Change { kind, path, from_path: None, before: None, after, what: Vec::new() });
+                changes.push(Change {
+                    kind,
+                    path,
+                    from_path: None,
+                    before: None,
+                    after,
+                    what: Vec::new(),
+                })?;
                 continue;
             };
             let what = touched.before.zip(touched.after);
-            let what = what.map_or_else(Vec::new, |(was, is)| differences(&was, &is, touched.content));
+            let what = what.map_or_else(Vec::new, |(was, is)| differences(&was, &is, &touched));
             changes.push(Change {
                 kind: ChangeKind::Renamed,
                 path,
                 from_path: Some(join(&old.path(from.parent)?, &from.name)),
                 before: touched.before,
                 after: touched.after,
-                // A rename itself changes the inode.
-                what: what.into_iter().filter(|word| *word != "attributes").collect(),
-            });
+                // A rename itself changes the inode's time.
+                what: what.into_iter().filter(|word| *word != "attributes" || touched.attributes).collect(),
+            })?;
         }
         for name in gone.into_values().flatten() {
             let path = join(&old.path(name.parent)?, &name.name);
             let (kind, before) = (ChangeKind::Removed, state(name.inode).ok().and_then(|state| state.before));
-            changes.push(Change { kind, path, from_path: None, before, after: None, what: Vec::new() });
+            changes.push(Change { kind, path, from_path: None, before, after: None, what: Vec::new() })?;
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! The versions of one file over the history: found by looking at points, and halving between two that differ.
 //!
 //! Two looks that agree are taken to mean that nothing happened between them. What they compare has the inode's change
-//! time, which a kernel never sets back, and for a file that is not there that of the directory it would be in; so a
-//! version is missed only where a guest's clock was set back just so, or where a file was made and removed within one
+//! time, which a kernel never sets back, those of the directories that the path leads through, and for a file that is not
+//! there that of the directory it would be in; so a version is missed only where a guest's clock was set back just so, or where a file was made and removed within one
 //! tick of the clock (some milliseconds).
 
 use std::collections::BTreeMap;
@@ -30,6 +30,11 @@ pub(crate) enum Located {
         hash: Option<[u8; 32]>,
     },
     Absent,
+    /// A part of the path before the last, by its number, is a symbolic link.
+    Link {
+        component: usize,
+        target: Vec<u8>,
+    },
     /// There was no file system to look into, or it was damaged.
     Unreadable(String),
 }
@@ -40,6 +45,8 @@ struct Look {
     time_us: u64,
     located: Located,
     trace: [u8; 32],
+    /// The same of the directories on the way: one of them may have been another in between.
+    above: [u8; 32],
 }
 
 /// One version and where it was seen.
@@ -109,11 +116,23 @@ pub(crate) fn find(moves: &mut dyn Moves, search: &Search<'_>) -> Result<Version
         }
         open.extend(places.windows(2).filter_map(|pair| Some((*pair.first()?, *pair.last()?))));
     }
-    while let Some(at) = next_interval(&open, looks.len()) {
-        let (from, to) = open.swap_remove(at);
-        let same = looks.get(&from).zip(looks.get(&to)).is_none_or(|(one, other)| one.trace == other.trace);
+    // Intervals at whose ends the file is the same and a directory above it is not: most such changes are names of other
+    // files, so these wait until the others are done.
+    let mut doubtful: Vec<(u64, u64)> = Vec::new();
+    loop {
+        let first = next_interval(&open, looks.len()).map(|at| (open.swap_remove(at), true));
+        let next = first
+            .or_else(|| next_interval(&doubtful, looks.len()).map(|at| (doubtful.swap_remove(at), false)));
+        let Some(((from, to), fresh)) = next else { break };
+        let ends = looks.get(&from).zip(looks.get(&to));
+        let same = ends.is_none_or(|(one, other)| one.trace == other.trace);
+        let same_above = ends.is_none_or(|(one, other)| one.above == other.above);
         let middle = from + (to - from) / 2;
-        if same || middle == from {
+        if (same && same_above) || middle == from {
+            continue;
+        }
+        if same && fresh {
+            doubtful.push((from, to));
             continue;
         }
         if looks.len() >= search.looks_max {
@@ -168,6 +187,7 @@ fn same_version(one: &Located, other: &Located) -> bool {
                 && (!change_counts || facts.changed == other.changed)
         }
         (Located::Absent, Located::Absent) => true,
+        (Located::Link { .. }, Located::Link { .. }) => one == other,
         (Located::Unreadable(one), Located::Unreadable(other)) => one == other,
         _ => false,
     }
@@ -179,8 +199,8 @@ fn look(moves: &mut dyn Moves, search: &Search<'_>, lsn: u64) -> Result<Look> {
         let chosen = choose(disk, "the disk", search.partition)?;
         FileSystem::open(chosen.source, Replay::Committed)
     });
-    let (located, trace) = match opened {
-        None => (Located::Absent, Trace::default()),
+    let (located, trace, above) = match opened {
+        None => (Located::Absent, Trace::default(), Trace::default()),
         Some(opened) => match opened.and_then(|filesystem| locate(&filesystem, &search.parts)) {
             Ok(found) => found,
             // Anything else, such as a broken connection, is no state of the file.
@@ -189,11 +209,11 @@ fn look(moves: &mut dyn Moves, search: &Search<'_>, lsn: u64) -> Result<Look> {
                 let said = format!("{error:#}");
                 let mut trace = Trace::default();
                 trace.0.update(said.as_bytes());
-                (Located::Unreadable(said), trace)
+                (Located::Unreadable(said), trace, Trace::default())
             }
         },
     };
-    Ok(Look { time_us, located, trace: trace.0.finalize().into() })
+    Ok(Look { time_us, located, trace: trace.0.finalize().into(), above: above.0.finalize().into() })
 }
 
 fn tells_of_the_disk(error: &anyhow::Error) -> bool {
@@ -208,6 +228,13 @@ fn tells_of_the_disk(error: &anyhow::Error) -> bool {
 struct Trace(blake3::Hasher);
 
 impl Trace {
+    fn directory(&mut self, inode: &Inode) {
+        for number in [inode.number, inode.generation, inode.changed.nanoseconds] {
+            self.0.update(&number.to_le_bytes());
+        }
+        self.0.update(&inode.changed.seconds.to_le_bytes());
+    }
+
     fn inode(&mut self, inode: &Inode) {
         let numbers = [inode.number, inode.generation, inode.uid, inode.gid, inode.changed.nanoseconds];
         for number in numbers {
@@ -221,18 +248,19 @@ impl Trace {
     }
 }
 
-fn locate(filesystem: &FileSystem, parts: &[&[u8]]) -> Result<(Located, Trace)> {
-    let mut trace = Trace::default();
-    let inode = match filesystem.look(parts)? {
+/// What a path leads to, what changes with it, and what changes with the directories on the way.
+fn locate(filesystem: &FileSystem, parts: &[&[u8]]) -> Result<(Located, Trace, Trace)> {
+    let (mut trace, mut above) = (Trace::default(), Trace::default());
+    let inode = match filesystem.look_through(parts, &mut |directory| above.directory(directory))? {
         Looked::Found(inode) => inode,
         Looked::Missing { deepest } => {
             trace.0.update(b"absent");
             trace.inode(&deepest);
-            return Ok((Located::Absent, trace));
+            return Ok((Located::Absent, trace, above));
         }
-        Looked::Link { target, .. } => {
+        Looked::Link { component, target } => {
             trace.0.update(b"link").update(&target);
-            return Ok((Located::Absent, trace));
+            return Ok((Located::Link { component, target }, trace, above));
         }
     };
     trace.inode(&inode);
@@ -249,7 +277,7 @@ fn locate(filesystem: &FileSystem, parts: &[&[u8]]) -> Result<(Located, Trace)> 
     } else {
         None
     };
-    Ok((Located::Present { facts: Facts::of(&inode), hash }, trace))
+    Ok((Located::Present { facts: Facts::of(&inode), hash }, trace, above))
 }
 
 /// BLAKE3 of a file's content, holes as zeroes, or of what a link holds.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 
 use super::ranges::{RANGES_MAX, Ranges};
-use crate::ext4::{FileSystem, Group, Inode, InodeTime, Kind, Mapping};
+use crate::ext4::{Damaged, FileSystem, Group, Inode, InodeTime, Kind, Mapping};
 
 /// Inodes that are compared at most: 100 MiB. Beyond it a comparison ends with an error.
 const TOUCHED_MAX: usize = 500_000;
@@ -75,6 +75,8 @@ pub(super) struct Touched {
     pub(super) after: Option<Facts>,
     /// Its content lies elsewhere or was written.
     pub(super) content: bool,
+    /// Flags, the project, extended attributes or ACLs differ.
+    pub(super) attributes: bool,
 }
 
 impl Touched {
@@ -157,7 +159,7 @@ impl<'a> Comparison<'a> {
                     let place = u32::try_from(place)?;
                     let was = old.is_some_and(|old| place < old.used_inodes).then_some(old_slot);
                     let is = (place < group.used_inodes).then_some(new_slot);
-                    self.slot(group.number, place, was, is)?;
+                    self.slot(group, place, was, is)?;
                 }
                 at += some;
             }
@@ -165,22 +167,41 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
-    fn slot(&mut self, group: u64, place: u32, was: Option<&[u8]>, is: Option<&[u8]>) -> Result<()> {
+    fn slot(&mut self, group: &Group, place: u32, was: Option<&[u8]>, is: Option<&[u8]>) -> Result<()> {
         if !Inode::slots_differ(was.unwrap_or_default(), is.unwrap_or_default()) {
             return Ok(());
         }
-        let number = group * u64::from(self.after.superblock().inodes_per_group) + u64::from(place) + 1;
+        let number =
+            group.number * u64::from(self.after.superblock().inodes_per_group) + u64::from(place) + 1;
         let number = u32::try_from(number)?;
+        self.own_unlinked(group, number, place, is.unwrap_or_default())?;
         let facts = |filesystem: &FileSystem, slot: Option<&[u8]>| -> Result<Option<Facts>> {
             let Some(slot) = slot.filter(|slot| Inode::slot_in_use(slot)) else { return Ok(None) };
             Ok(Some(Facts::of(&filesystem.parse_inode(number, slot.to_vec())?)))
         };
-        let touched =
-            Touched { before: facts(self.before, was)?, after: facts(self.after, is)?, content: false };
+        let (before, after) = (facts(self.before, was)?, facts(self.after, is)?);
+        let touched = Touched { before, after, ..Touched::default() };
         if touched.before.is_some() || touched.after.is_some() {
             self.touch(number, touched)?;
         }
         Ok(())
+    }
+
+    /// Notes the blocks of a file that has no name and is open still. Nothing is told of it, so what is wrong with it is
+    /// nobody's concern.
+    fn own_unlinked(&mut self, group: &Group, number: u32, place: u32, slot: &[u8]) -> Result<()> {
+        if !Inode::slot_unlinked(slot) || !self.after.inode_allocated(group, place)? {
+            return Ok(());
+        }
+        let read = self.after.parse_inode(number, slot.to_vec()).and_then(|inode| {
+            let mapping = self.after.mapping(&inode)?;
+            Ok((inode, mapping))
+        });
+        match read {
+            Ok((inode, mapping)) => self.own(&inode, &mapping),
+            Err(error) if error.is::<Damaged>() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn touch(&mut self, number: u32, touched: Touched) -> Result<()> {
@@ -217,8 +238,12 @@ impl<'a> Comparison<'a> {
             }
             _ => true,
         };
+        let attributes = match (&before, &after) {
+            (Some((old, _)), Some((new, _))) => self.before.attributes_differ(old, self.after, new)?,
+            _ => false,
+        };
         if let Some(touched) = self.touched.get_mut(&number) {
-            touched.content = content;
+            (touched.content, touched.attributes) = (content, attributes);
         }
         Ok(())
     }
@@ -261,7 +286,7 @@ impl<'a> Comparison<'a> {
             own.push((group.inode_table, group.inode_table + self.after.inode_table_blocks()));
         }
         let superblock = self.after.superblock();
-        own.push((superblock.protection_block, superblock.protection_block + 1));
+        own.push((superblock.protection_block, superblock.protection_block.saturating_add(1)));
         for overlay in [self.before.overlay(), self.after.overlay()] {
             own.extend(overlay.own().runs.iter().map(|run| (run.physical, run.physical + run.blocks)));
         }
@@ -339,7 +364,12 @@ impl<'a> Comparison<'a> {
             self.after.read_blocks(group.inode_table + at, &mut bytes)?;
             for slot in bytes.chunks(usize::try_from(inode_bytes)?) {
                 let Some(number) = slots.next().and_then(|number| u32::try_from(number).ok()) else { break };
-                if !Inode::slot_in_use(slot) || self.touched.contains_key(&number) {
+                if self.touched.contains_key(&number) {
+                    continue;
+                }
+                if !Inode::slot_in_use(slot) {
+                    let place = u32::try_from(u64::from(number) - first)?;
+                    self.own_unlinked(group, number, place, slot)?;
                     continue;
                 }
                 let inode = self.after.parse_inode(number, slot.to_vec())?;
@@ -347,12 +377,11 @@ impl<'a> Comparison<'a> {
                 self.count_nodes(&mapping)?;
                 let runs = mapping.runs.iter().map(|run| (run.physical, run.physical + run.blocks));
                 let nodes = mapping.nodes.iter().map(|node| (*node, node + 1));
-                if runs.chain(nodes).any(|(start, end)| wanted.intersects(start, end)) {
+                let attributes = (inode.attributes_block, inode.attributes_block + 1);
+                if runs.chain(nodes).chain([attributes]).any(|(start, end)| wanted.intersects(start, end)) {
                     let facts = Some(Facts::of(&inode));
-                    self.touch(number, Touched { before: facts, after: facts, content: false })?;
+                    self.touch(number, Touched { before: facts, after: facts, ..Touched::default() })?;
                     self.content(number)?;
-                } else if wanted.intersects(inode.attributes_block, inode.attributes_block + 1) {
-                    self.own(&inode, &mapping)?;
                 }
             }
             at += some;

@@ -5,12 +5,16 @@ use std::ops::ControlFlow;
 
 use anyhow::{Result, bail};
 
-use crate::ext4::{FileSystem, Inode, Kind};
+use super::compare::LEVELS_MAX;
+use crate::ext4::{Damaged, FileSystem, Inode, Kind};
 
 /// Names of one directory that are sorted at most: some 10 MiB. A larger one is passed on in the order of the disk.
 const SORTED_MAX: usize = 100_000;
 /// Directories of one walk at most, 100 to 300 MiB with their paths. Beyond it the walk ends with an error.
 const DIRECTORIES_MAX: usize = 1 << 20;
+/// Bytes of the paths of directories that wait to be read at most: 256 bytes for each of [`DIRECTORIES_MAX`]. Beyond it
+/// the walk ends with an error.
+const WAITING_MAX_BYTES: usize = 256 << 20;
 
 /// What a walk found.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,8 @@ struct Walk<'a> {
     /// Directories that were met: a damaged or hostile file system may have rings.
     seen: HashSet<u32>,
     waiting: Vec<(Vec<u8>, u32)>,
+    /// Bytes of the paths in `waiting`.
+    waiting_bytes: usize,
     recursive: bool,
 }
 
@@ -49,6 +55,13 @@ impl Walk<'_> {
         if self.recursive && inode.kind == Kind::Directory && self.seen.insert(number) {
             if self.seen.len() > DIRECTORIES_MAX {
                 bail!("there are more than {DIRECTORIES_MAX} directories: name one of them");
+            }
+            if path.iter().filter(|byte| **byte == b'/').count() > LEVELS_MAX {
+                return Err(Damaged("directories lie too deep in each other".to_owned()).into());
+            }
+            self.waiting_bytes = self.waiting_bytes.saturating_add(path.len());
+            if self.waiting_bytes > WAITING_MAX_BYTES {
+                bail!("the paths of directories take more than {WAITING_MAX_BYTES} bytes: name one of them");
             }
             self.waiting.push((path.to_vec(), number));
         }
@@ -69,8 +82,10 @@ pub(crate) fn walk(
     each: &mut dyn FnMut(Item<'_>) -> Result<()>,
 ) -> Result<()> {
     let seen = HashSet::from([from.number]);
-    let mut walk = Walk { filesystem, seen, waiting: vec![(path.to_vec(), from.number)], recursive };
+    let waiting = vec![(path.to_vec(), from.number)];
+    let mut walk = Walk { filesystem, seen, waiting, waiting_bytes: path.len(), recursive };
     while let Some((path, number)) = walk.waiting.pop() {
+        walk.waiting_bytes = walk.waiting_bytes.saturating_sub(path.len());
         let directory = filesystem.inode(number)?;
         let mut names: Vec<(Vec<u8>, u32)> = Vec::new();
         filesystem.directory(&directory, &mut |entry| {

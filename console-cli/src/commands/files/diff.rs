@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use tokio::runtime::Handle;
 
+use super::list::link_on_the_way;
 use super::volume::{Volume, changed_ranges};
-use super::{Lines, facts_json, parts, time_json};
+use super::{Lines, facts_json, parts, rooted, time_json};
 use crate::appliance::{Client, HistoryClient};
 use crate::cli::{DiffFilesArguments, UsageError, VolumeArguments};
-use crate::ext4::{Kind, Replay};
+use crate::ext4::{Kind, Looked, Replay};
 use crate::files::{Change, ChangeKind, Compared, compare, path_json, shown};
 use crate::{moment, output, size};
 
@@ -41,6 +42,7 @@ pub(super) fn run(
             "the file system lies elsewhere at the later point: see what each has with `tidemark files list`"
         );
     }
+    check_path(&from, &to, &parts)?;
     let points = (from.view.lsn(), to.view.lsn());
     let changed = changed_ranges(&handle, &history, to.view.vm(), &to.disk.id, points)?;
     let compared = compare(&from.filesystem, &to.filesystem, &to.within(&changed), &parts)?;
@@ -49,6 +51,24 @@ pub(super) fn run(
         return as_json(&from, &to, &compared, milliseconds);
     }
     as_text(&from, &to, &compared, milliseconds)
+}
+
+/// Refuses a path that leads to nothing at both points.
+fn check_path(from: &Volume, to: &Volume, parts: &[&[u8]]) -> Result<()> {
+    let looked = (from.filesystem.look(parts)?, to.filesystem.look(parts)?);
+    match looked {
+        (Looked::Found(_), _) | (_, Looked::Found(_)) => Ok(()),
+        (Looked::Link { component, target }, _) | (_, Looked::Link { component, target }) => {
+            bail!(link_on_the_way(parts, component, &target))
+        }
+        (Looked::Missing { .. }, Looked::Missing { .. }) => {
+            bail!(
+                "there is no {} on {} at either point: see `tidemark files history`",
+                shown(&rooted(parts)),
+                to.shown()
+            )
+        }
+    }
 }
 
 /// Reads and bytes from the appliance, of both points.

@@ -1,6 +1,7 @@
 //! `tidemark files get`.
 
 use std::fs::{self, File, FileTimes, Permissions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::Arc;
@@ -159,9 +160,10 @@ fn report(
     facts_json(&mut fields, &Facts::of(inode));
     let rest = json!({
         "vm": view.vm(), "disk": volume.disk.id, "partition": (volume.partition > 0).then_some(volume.partition),
-        "lsn": view.lsn(), "time": moment::json(view.time_us()), "to": arguments.to,
+        "lsn": view.lsn(), "time": moment::json(view.time_us()),
         "read_bytes": volume.pages.count().bytes, "seconds": (seconds * 1000.0).round() / 1000.0,
     });
     fields.extend(rest.as_object().cloned().unwrap_or_default());
+    path_json(&mut fields, "to", arguments.to.as_os_str().as_bytes());
     output::json(&Value::Object(fields))
 }

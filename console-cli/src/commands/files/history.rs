@@ -9,6 +9,7 @@ use tidemark_proto::v1::ListPointsRequest;
 use tokio::runtime::Handle;
 
 use super::super::proof::hex;
+use super::list::link_on_the_way;
 use super::volume::{changed_ranges, only_disk};
 use super::{facts_json, parts, rooted, time_shown};
 use crate::appliance::{Client, HistoryClient, refused};
@@ -47,8 +48,15 @@ pub(super) fn run(
         looks_max: usize::try_from(arguments.looks).unwrap_or(usize::MAX),
     };
     let found = find_versions(&mut moves, &search)?;
-    let never = |version: &Version| matches!(version.located, Located::Absent);
+    let never = |version: &Version| matches!(version.located, Located::Absent | Located::Link { .. });
     if found.versions.iter().all(never) {
+        let links = found.versions.iter().rev().find_map(|version| match &version.located {
+            Located::Link { component, target } => Some(link_on_the_way(&parts, *component, target)),
+            _ => None,
+        });
+        if let Some(link) = links {
+            bail!(link);
+        }
         bail!("there was no {} at any of {} points: check the path", shown(&rooted(&parts)), found.looks);
     }
     let read = moves.pages.as_ref().map_or_else(ReadCount::default, |pages| pages.count());
@@ -172,7 +180,7 @@ fn version_json(version: &Version) -> Value {
     put("exact", json!(version.exact));
     put("after_lsn", json!(version.after_lsn));
     match &version.located {
-        Located::Absent => put("present", json!(false)),
+        Located::Absent | Located::Link { .. } => put("present", json!(false)),
         Located::Unreadable(why) => {
             put("present", Value::Null);
             put("why", json!(why));
@@ -193,7 +201,9 @@ fn version_row(version: &Version) -> [String; 9] {
         (false, None) => "or before".to_owned(),
     };
     let (what, size, modified, hash) = match &version.located {
-        Located::Absent => ("absent".to_owned(), String::new(), String::new(), String::new()),
+        Located::Absent | Located::Link { .. } => {
+            ("absent".to_owned(), String::new(), String::new(), String::new())
+        }
         Located::Unreadable(_) => ("unreadable".to_owned(), String::new(), String::new(), String::new()),
         Located::Present { facts, hash } => (
             facts.kind.word().to_owned(),

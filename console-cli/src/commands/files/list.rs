@@ -65,12 +65,14 @@ pub(super) fn found(volume: &Volume, parts: &[&[u8]]) -> Result<Inode> {
         Looked::Missing { .. } => {
             bail!("there is no {} on {}: see `tidemark files history`", shown(&rooted(parts)), place())
         }
-        Looked::Link { component, target } => bail!(
-            "{} is a symbolic link to {}: name what it points to",
-            shown(&rooted(parts.get(..=component).unwrap_or(parts))),
-            shown(&target)
-        ),
+        Looked::Link { component, target } => bail!(link_on_the_way(parts, component, &target)),
     }
+}
+
+/// Why a path through a symbolic link leads nowhere; `component` is the number of the link.
+pub(super) fn link_on_the_way(parts: &[&[u8]], component: usize, target: &[u8]) -> String {
+    let link = rooted(parts.get(..=component).unwrap_or(parts));
+    format!("{} is a symbolic link to {}: name what it points to", shown(&link), shown(target))
 }
 
 fn entry_json(path: &[u8], inode: &Inode, target: Option<&[u8]>, hash: Option<String>) -> Value {
