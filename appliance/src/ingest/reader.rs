@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use tidemark_proto::limits::{MESSAGE_MAX_BYTES, WINDOW_BYTES};
+use prost::Message as _;
+use tidemark_proto::limits::{DISKS_MAX, MESSAGE_MAX_BYTES, TEXT_MAX_BYTES, VERIFY_RANGES_MAX, WINDOW_BYTES};
 use tidemark_proto::v1::{
     ApplianceMessage, Frame, HashQuestion, MarkerFailed, Pong, SplitterMessage, VerifyQuestion, VerifyReport,
     appliance_message, frame, splitter_message,
@@ -28,6 +29,9 @@ const PERMIT_BYTES: usize = 1024;
 /// Bytes that a frame counts besides its payload, at least.
 const FRAME_OVERHEAD_BYTES: usize = 1024;
 
+/// Bytes that a report of a verify counts at least: what an empty one takes besides its content.
+const REPORT_MIN_BYTES: usize = 1024;
+
 /// What came in.
 pub(super) enum Inbound {
     Frame(Frame, OwnedSemaphorePermit),
@@ -35,7 +39,7 @@ pub(super) enum Inbound {
     MarkerFailed(MarkerFailed),
     Question(HashQuestion, OwnedSemaphorePermit),
     VerifyQuestion(VerifyQuestion, OwnedSemaphorePermit),
-    VerifyReport(VerifyReport),
+    VerifyReport(VerifyReport, OwnedSemaphorePermit),
     /// The splitter broke a rule of the protocol.
     Broken(String),
     /// The connection is gone.
@@ -110,7 +114,14 @@ async fn read(
                 let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
                 Inbound::VerifyQuestion(verify, permit)
             }
-            Some(splitter_message::Body::VerifyReport(report)) => Inbound::VerifyReport(report),
+            Some(splitter_message::Body::VerifyReport(report)) => match report_bytes(&report) {
+                Ok(bytes) => {
+                    let units = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX);
+                    let Ok(permit) = Arc::clone(&budget).acquire_many_owned(units).await else { return };
+                    Inbound::VerifyReport(report, permit)
+                }
+                Err(problem) => Inbound::Broken(problem),
+            },
             Some(splitter_message::Body::NonceSaved(_)) => Inbound::NonceSaved,
             Some(splitter_message::Body::MarkerFailed(failed)) => Inbound::MarkerFailed(failed),
             Some(splitter_message::Body::Hello(_)) => Inbound::Broken("a second Hello".into()),
@@ -159,4 +170,23 @@ fn question_bytes(question: &HashQuestion) -> usize {
     let numbers = question.start_sectors.len().saturating_mul(8);
     let lengths = question.sectors.len().saturating_mul(4);
     question.hashes.len().saturating_add(numbers).saturating_add(lengths).min(MESSAGE_MAX_BYTES)
+}
+
+/// The same for a report of a verify: never more than its limits allow.
+///
+/// # Errors
+/// When it is beyond a limit; the stream must end.
+fn report_bytes(report: &VerifyReport) -> Result<usize, String> {
+    if report.disks.len() > DISKS_MAX {
+        return Err(format!("a report of a verify of more than {DISKS_MAX} disks"));
+    }
+    if report.disks.iter().any(|disk| disk.differing.len() > VERIFY_RANGES_MAX) {
+        return Err(format!(
+            "a report of a verify that names more than {VERIFY_RANGES_MAX} places of a disk"
+        ));
+    }
+    if report.job_id.len() > TEXT_MAX_BYTES || report.reason.len() > TEXT_MAX_BYTES {
+        return Err(format!("a report of a verify with a text of more than {TEXT_MAX_BYTES} bytes"));
+    }
+    Ok(report.encoded_len().max(REPORT_MIN_BYTES))
 }

@@ -459,7 +459,7 @@ impl Session<'_> {
                 self.questions.ask(question, self.received_seq, permit).map_err(End::Broken)
             }
             Inbound::VerifyQuestion(question, permit) => self.verify_asked(question, permit),
-            Inbound::VerifyReport(report) => self.verify_reported(&report),
+            Inbound::VerifyReport(report, _permit) => self.verify_reported(&report),
             Inbound::NonceSaved => {
                 if let Some(hash) = self.pending_nonce_hash.take() {
                     self.core
