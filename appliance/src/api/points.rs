@@ -56,7 +56,7 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
         }
         let gaps = timeline.gaps().iter().filter(|gap| range.touches(gap)).map(gap_info).collect();
         let verified: Vec<_> = verifies.iter().flat_map(VerifyRow::verified).collect();
-        let doubts = doubts(timeline.gaps(), &verified)
+        let doubts = doubts(timeline.gaps(), |disk| timeline.first_line(disk), &verified)
             .into_iter()
             .filter(|doubt| doubt.to.0 >= range.from.0 && doubt.from.0 <= range.to.0);
         Ok(ListPointsResponse {

@@ -139,7 +139,7 @@ fn describe(
 /// Warnings where a later verify found a disk wrong that may have been so at the point already.
 fn doubtful(timeline: &Timeline, verifies: &[VerifyRow], lsn: Lsn, disk: Option<DiskId>) -> Vec<String> {
     let verified: Vec<_> = verifies.iter().flat_map(VerifyRow::verified).collect();
-    let mut warnings: Vec<String> = doubts(timeline.gaps(), &verified)
+    let mut warnings: Vec<String> = doubts(timeline.gaps(), |disk| timeline.first_line(disk), &verified)
         .iter()
         .filter(|doubt| doubt.from <= lsn && lsn < doubt.to && disk.is_none_or(|disk| disk == doubt.disk))
         .map(|doubt| {

@@ -28,23 +28,24 @@ pub struct Doubt {
     pub detail: String,
 }
 
-/// Whether each block of the disks was read, or compared, in a gap of this cause.
-fn is_whole(cause: u32) -> bool {
-    [GapCause::InitialCopy, GapCause::CaptureRestarted, GapCause::WitnessMismatch]
-        .iter()
-        .any(|whole| *whole as u32 == cause)
+/// Whether each block of the disk was read, or compared, in this gap. Of copies only the first one is known to be of the
+/// whole disk: when a disk grows, what was added is copied.
+fn is_whole(gap: &Gap, first_line: Option<Lsn>) -> bool {
+    let whole = [GapCause::CaptureRestarted, GapCause::WitnessMismatch];
+    let first = gap.cause == GapCause::InitialCopy as u32 && first_line == Some(gap.line);
+    first || whole.iter().any(|whole| *whole as u32 == gap.cause)
 }
 
 /// What is in doubt: from the last time that the whole disk was known to be right up to the gap in which it was read
-/// again. Without such a time, from the beginning.
+/// again. Without such a time, from the beginning. `first_line` says where a disk's first copy began.
 #[must_use]
-pub fn doubts(gaps: &[Gap], verified: &[Verified]) -> Vec<Doubt> {
+pub fn doubts(gaps: &[Gap], first_line: impl Fn(DiskId) -> Option<Lsn>, verified: &[Verified]) -> Vec<Doubt> {
     let mut doubts = Vec::new();
     for gap in gaps.iter().filter(|gap| gap.cause == GapCause::VerifyDifference as u32) {
         for disk in &gap.disks {
             let copied = gaps
                 .iter()
-                .filter(|other| is_whole(other.cause) && other.disks.contains(disk))
+                .filter(|other| is_whole(other, first_line(*disk)) && other.disks.contains(disk))
                 .filter_map(|other| other.to.filter(|to| *to <= gap.from));
             let compared =
                 verified.iter().filter(|run| run.disk == *disk && run.end <= gap.from).map(|run| run.begin);
@@ -79,7 +80,8 @@ mod tests {
             .iter()
             .map(|(disk, begin, end)| Verified { disk: DiskId(*disk), begin: Lsn(*begin), end: Lsn(*end) })
             .collect();
-        doubts(gaps, &verified).iter().map(|doubt| (doubt.disk.0, doubt.from.0, doubt.to.0)).collect()
+        let first = |_| Some(Lsn(1));
+        doubts(gaps, first, &verified).iter().map(|doubt| (doubt.disk.0, doubt.from.0, doubt.to.0)).collect()
     }
 
     #[test]
@@ -92,6 +94,9 @@ mod tests {
         assert_eq!(spans(&gaps, &[]), [(1, 10, 50)]);
         assert_eq!(spans(&gaps, &[(1, 25, 32), (2, 40, 45)]), [(1, 25, 50)], "another disk's says nothing");
         assert_eq!(spans(&gaps, &[(1, 35, 61)]), [(1, 10, 50)], "nor does the one that found it");
+        // The disk grew: nothing was read but what was added.
+        gaps.insert(1, gap(41, 44, GapCause::InitialCopy, &[1]));
+        assert_eq!(spans(&gaps, &[]), [(1, 10, 50)]);
         gaps.push(gap(70, 80, GapCause::WitnessMismatch, &[1]));
         gaps.push(gap(90, 0, GapCause::VerifyDifference, &[1, 2]));
         assert_eq!(spans(&gaps, &[]), [(1, 10, 50), (1, 80, 90), (2, 10, 90)]);

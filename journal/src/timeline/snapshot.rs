@@ -41,6 +41,12 @@ impl Timeline {
         &self.history.gaps
     }
 
+    /// LSN of the line that a disk's first copy lies above; `None` for a disk that has none.
+    #[must_use]
+    pub fn first_line(&self, disk: DiskId) -> Option<Lsn> {
+        self.history.disks.get(&disk)?.first_line
+    }
+
     /// The newest gap that an LSN lies in, of any disk.
     #[must_use]
     pub fn gap_around(&self, lsn: Lsn) -> Option<&Gap> {
