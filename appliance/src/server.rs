@@ -339,9 +339,11 @@ async fn open_fleet(
 async fn resume_verifies(fleet: &Fleet, catalog: &Catalog) -> anyhow::Result<()> {
     for row in catalog.running_verifies().await? {
         if let Some(vm) = row.vm().and_then(|vm| fleet.get(vm))
-            && vm.begin_verify(row.job()).is_err()
+            && let Err(older) = vm.begin_verify(row.job())
         {
-            tracing::warn!(vm = vm.name, job = row.id, "two verifies of one VM: the older goes on");
+            tracing::warn!(vm = vm.name, job = row.id, older, "two verifies of one VM: the older goes on");
+            let reason = format!("another verify of the VM was running: {older}");
+            catalog.keep_verify(&row.job().failed(&reason, now_us())).await?;
         }
     }
     Ok(())

@@ -4,7 +4,9 @@
 mod site;
 
 use site::{Guest, PATIENCE, Site, Stream};
-use tidemark_proto::limits::{PIECE_BYTES, VERIFY_QUESTIONS_MAX};
+use tidemark_proto::limits::{
+    DISKS_MAX, PIECE_BYTES, TEXT_MAX_BYTES, VERIFY_QUESTIONS_MAX, VERIFY_RANGES_MAX,
+};
 use tidemark_proto::pieces::{self, HashKey, Piece};
 use tidemark_proto::v1::jobs_client::JobsClient;
 use tidemark_proto::v1::{
@@ -235,6 +237,33 @@ async fn what_a_verify_finds_casts_doubt_on_points_and_raises_an_alarm() {
 }
 
 #[tokio::test]
+async fn what_was_found_outlives_the_splitter_and_the_appliance() {
+    let mut site = Site::start().await;
+    let (mut guest, mut stream) = protected(&site, "a", 3).await;
+    let job = verify(&site, "a", "").await.unwrap();
+    requested(&mut stream).await;
+    stream.send(report(&job.id, VerifyState::Running, 4096, guest.lsn)).await;
+    let began = std::time::Instant::now();
+    // It is an alarm before the verify has ended, and what is an alarm is kept.
+    while !alarms(&site).await.iter().any(|alarm| alarm.text.contains("verify found 4096 bytes")) {
+        assert!(began.elapsed() < PATIENCE, "what was found is never kept");
+    }
+    drop(stream);
+    site.restart().await;
+    // The splitter was restarted, too: it knows nothing of what it found, and has repaired it.
+    let mut stream = guest.connect(&site).await.unwrap();
+    guest.resume(&stream.welcome);
+    let beat = guest.heartbeat();
+    stream.frame(beat).await;
+    requested(&mut stream).await;
+    stream.send(report(&job.id, VerifyState::Done, 0, guest.lsn)).await;
+    let done = in_state(&site, "done").await;
+    assert_eq!((done.id.as_str(), done.disks[0].differing_bytes), (job.id.as_str(), 4096));
+    assert_eq!(done.disks[0].differing[0].offset, 65536);
+    assert!(alarms(&site).await.iter().any(|alarm| alarm.text.contains("verify found 4096 bytes")));
+}
+
+#[tokio::test]
 async fn a_verify_that_nobody_can_make_is_refused_in_words() {
     let site = Site::start().await;
     let guest = site.guest("away", DISK_BYTES).await;
@@ -289,6 +318,31 @@ async fn what_nobody_asked_for_ends_the_stream() {
     let nothing =
         |_: &Stream, _| vec![splitter_message::Body::VerifyQuestion(VerifyQuestion { question: None })];
     ended(&site, "nothing", true, nothing, "of nothing").await;
+    // Once the verify has ended nothing more is answered.
+    let (guest, mut stream) = protected(&site, "late", 3).await;
+    let job = verify(&site, "late", "").await.unwrap();
+    requested(&mut stream).await;
+    stream.send(report(&job.id, VerifyState::Done, 0, guest.lsn)).await;
+    let body = good(&stream, guest.lsn);
+    stream.send(body).await;
+    assert!(stream.goodbye().await.reason.contains("nobody asked for"));
+    // Reports beyond their limits.
+    let huge = |change: fn(&mut VerifyReport)| {
+        move |_: &Stream, lsn| {
+            let splitter_message::Body::VerifyReport(mut body) = report("x", VerifyState::Running, 1, lsn)
+            else {
+                panic!("not a report")
+            };
+            change(&mut body);
+            vec![splitter_message::Body::VerifyReport(body)]
+        }
+    };
+    let disks = huge(|body| body.disks = vec![body.disks[0].clone(); DISKS_MAX + 1]);
+    ended(&site, "disks", true, disks, "disks").await;
+    let places = huge(|body| body.disks[0].differing = vec![ByteRange::default(); VERIFY_RANGES_MAX + 1]);
+    ended(&site, "places", true, places, "places").await;
+    ended(&site, "text", true, huge(|body| body.reason = "x".repeat(TEXT_MAX_BYTES + 1)), "a text").await;
+    ended(&site, "name", true, huge(|body| body.job_id = "x".repeat(TEXT_MAX_BYTES + 1)), "a text").await;
     // More at once than is allowed; all are answered in one go at most so many at a time.
     let flood = |stream: &Stream, lsn| vec![good(stream, lsn); 64 * VERIFY_QUESTIONS_MAX];
     ended(&site, "flood", true, flood, "at once").await;

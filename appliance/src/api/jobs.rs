@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidemark_proto::v1::jobs_server::Jobs;
 use tidemark_proto::v1::{JobInfo, ListJobsRequest, ListJobsResponse, VerifyVmRequest};
 use tidemark_proto::version;
+use tokio::sync::mpsc::error::TrySendError;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -89,8 +90,15 @@ async fn verify(core: &Arc<Core>, caller: &Peer, request: VerifyVmRequest) -> Re
         vm.fail_verify(&job.id, "it could not be noted".into(), now_us());
         return Err(catalog(error));
     }
-    // A session that is ending takes nothing more; the next one finds the job with the VM.
-    let _ = session.commands.try_send(Command::Verify);
+    // A session that is ending takes nothing more; the next one finds the job with the VM. One that has too much to do
+    // would not learn of the job, and no other verify could begin.
+    if let Err(TrySendError::Full(_)) = session.commands.try_send(Command::Verify) {
+        let reason = format!("the session of '{name}' has too much to do: try again");
+        if let Some(job) = vm.fail_verify(&job.id, reason.clone(), now_us()) {
+            core.catalog.keep_verify(&job).await.map_err(catalog)?;
+        }
+        return Err(Status::resource_exhausted(reason));
+    }
     core.audit(&caller.role.uri(), "verify", name, &request.disk).await;
     Ok(job.info(name))
 }

@@ -8,7 +8,6 @@ use tidemark_proto::v1::{Alarm, Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
-use crate::catalog::VerifyRow;
 use crate::clock::now_us;
 use crate::clones::{names as clone_names, of_pin};
 use crate::core::Core;
@@ -32,7 +31,7 @@ pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
     let shared = Arc::clone(core);
     let journals = blocking(move || Ok(journal_alarms(&shared))).await?;
     let found = core.catalog.verifies_that_found().await.map_err(catalog)?;
-    let found = found.iter().filter_map(|row| verify_alarm(core, row));
+    let found = found.into_iter().filter_map(|(vm, bytes)| verify_alarm(core, vm, bytes));
     let of_vms = alarms(&vms, &space).into_iter();
     Ok(StatusReply {
         alarms: of_vms.chain(core.retention.alarms()).chain(journals).chain(found).collect(),
@@ -78,15 +77,13 @@ fn journal_alarms(core: &Core) -> Vec<Alarm> {
     alarms
 }
 
-/// What the last verify of a VM found, until one finds nothing.
-fn verify_alarm(core: &Core, row: &VerifyRow) -> Option<Alarm> {
-    let (vm, job) = (core.fleet.get(row.vm()?)?, row.job());
+/// What verifies of a VM found, until one finds nothing on those disks.
+fn verify_alarm(core: &Core, vm: VmId, differing_bytes: u64) -> Option<Alarm> {
+    let vm = core.fleet.get(vm)?;
     let text = format!(
-        "a verify found {} bytes that were not as in the journal, and read them again: `tidemark point list {}` shows \
+        "a verify found {differing_bytes} bytes that were not as in the journal, and read them again: `tidemark point list {}` shows \
          which points are in doubt; find out what wrote them past the splitter, then run `tidemark vm verify {}` again",
-        job.differing_bytes(),
-        vm.name,
-        vm.name
+        vm.name, vm.name
     );
     Some(Alarm { vm: vm.name.clone(), severity: "warning".into(), text })
 }

@@ -1,5 +1,7 @@
 //! Verifies: those that run, for the next start, and the last outcomes of each VM.
 
+use std::collections::BTreeMap;
+
 use tidemark_proto::ids::{DiskId, Lsn, VmId};
 
 use super::pool::{execute, fetch_all};
@@ -65,6 +67,28 @@ impl VerifyRow {
     }
 }
 
+/// What the oldest to the newest rows found and no later row cleared. A disk is cleared by a verify that compared all of
+/// it and found nothing: not by one of another disk, nor by one that failed or passed over blocks.
+fn standing(rows: &[VerifyRow]) -> Vec<(VmId, u64)> {
+    let mut found: BTreeMap<(VmId, u32), u64> = BTreeMap::new();
+    for row in rows {
+        let (Some(vm), job) = (row.vm(), row.job()) else { continue };
+        for disk in &job.results {
+            let bytes = found.entry((vm, disk.disk)).or_default();
+            if disk.differing_bytes == 0 && disk.skipped_bytes == 0 && job.state == JobState::Done {
+                *bytes = 0;
+            }
+            *bytes = bytes.saturating_add(disk.differing_bytes);
+        }
+    }
+    let mut vms: BTreeMap<VmId, u64> = BTreeMap::new();
+    for ((vm, _), bytes) in found.into_iter().filter(|(_, bytes)| *bytes > 0) {
+        let sum = vms.entry(vm).or_default();
+        *sum = sum.saturating_add(bytes);
+    }
+    vms.into_iter().collect()
+}
+
 /// A query for whole rows.
 macro_rules! rows {
     ($which:literal) => {
@@ -93,14 +117,15 @@ impl Catalog {
         Ok(())
     }
 
-    /// Keeps the outcome of a verify.
+    /// Keeps what a verify has found so far, or its outcome. What comes late changes nothing: neither a verify that has ended
+    /// nor one that had found more.
     ///
     /// # Errors
     /// What the database says.
-    pub async fn end_verify(&self, job: &VerifyJob) -> Result<(), CatalogError> {
+    pub async fn keep_verify(&self, job: &VerifyJob) -> Result<(), CatalogError> {
         let results = serde_json::to_string(&job.results).unwrap_or_default();
         let sql = "UPDATE verifications SET ended_us = $2, end_lsn = $3, state = $4, reason = $5, results = $6, \
-                   differing_bytes = $7 WHERE id = $1";
+                   differing_bytes = $7 WHERE id = $1 AND state = 'running' AND differing_bytes <= $7";
         let (ended_us, end_lsn) = (to_db(job.ended_us), to_db(job.end_lsn.0));
         let differing_bytes = to_db(job.differing_bytes());
         let word = job.state.word();
@@ -135,16 +160,70 @@ impl Catalog {
         Ok(fetch_all!(self.pool, VerifyRow, sql, vm.to_string())?)
     }
 
-    /// The last verify of each VM that came to its end, if it found a difference.
+    /// The VMs of which a verify found something, however it ended, that no later one has found to be right again: with the
+    /// bytes that differed.
     ///
     /// # Errors
     /// What the database says.
-    pub async fn verifies_that_found(&self) -> Result<Vec<VerifyRow>, CatalogError> {
+    pub async fn verifies_that_found(&self) -> Result<Vec<(VmId, u64)>, CatalogError> {
         let sql = rows!(
-            "AS found WHERE state = 'done' AND differing_bytes > 0 AND NOT EXISTS \
-             (SELECT 1 FROM verifications AS later WHERE later.vm_id = found.vm_id AND later.state = 'done' \
-             AND later.begun_us > found.begun_us)"
+            "WHERE vm_id IN (SELECT vm_id FROM verifications WHERE differing_bytes > 0) ORDER BY begun_us, id"
         );
-        Ok(fetch_all!(self.pool, VerifyRow, sql)?)
+        Ok(standing(&fetch_all!(self.pool, VerifyRow, sql)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(vm: VmId, state: JobState, results: &[(u32, u64, u64)]) -> VerifyRow {
+        let result = |(disk, differing_bytes, skipped_bytes): &(u32, u64, u64)| VerifiedDisk {
+            disk: *disk,
+            differing_bytes: *differing_bytes,
+            skipped_bytes: *skipped_bytes,
+            ..VerifiedDisk::default()
+        };
+        VerifyRow {
+            id: "a".into(),
+            vm_id: vm.to_string(),
+            disks: String::new(),
+            begun_us: 0,
+            ended_us: 0,
+            end_lsn: 0,
+            state: state.word().into(),
+            reason: String::new(),
+            results: serde_json::to_string(&results.iter().map(result).collect::<Vec<_>>()).unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_a_whole_verify_of_the_same_disk_clears_what_was_found() {
+        use JobState::{Done, Failed, Running};
+        let vm = VmId::random();
+        for state in [Done, Failed, Running] {
+            assert_eq!(standing(&[row(vm, state, &[(1, 5, 0), (2, 0, 0)])]), [(vm, 5)], "{state:?}");
+        }
+        let found = row(vm, Done, &[(1, 5, 0), (2, 3, 0)]);
+        for (later, left) in [
+            (row(vm, Done, &[(1, 0, 0), (2, 0, 0)]), 0),
+            (row(vm, Done, &[(2, 0, 0)]), 5),
+            (row(vm, Done, &[(1, 0, 4096), (2, 0, 0)]), 5),
+            (row(vm, Failed, &[(1, 0, 0), (2, 0, 0)]), 8),
+            (row(vm, Running, &[(1, 0, 0), (2, 0, 0)]), 8),
+            (row(VmId::random(), Done, &[(1, 0, 0), (2, 0, 0)]), 8),
+            (row(vm, Done, &[(1, 2, 0), (2, 0, 0)]), 7),
+        ] {
+            let left: Vec<_> = Some((vm, left)).filter(|(_, left)| *left > 0).into_iter().collect();
+            assert_eq!(standing(&[found.clone(), later.clone()]), left, "{later:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_an_earlier_version_is_read() {
+        let text = r#"[{"disk":1,"total_bytes":2,"equal_bytes":1,"differing_bytes":1,"skipped_bytes":0,
+            "begin_lsn":7,"differing":[[0,1]]}]"#;
+        let row = VerifyRow { results: text.into(), ..row(VmId::random(), JobState::Done, &[]) };
+        assert_eq!((row.job().differing_bytes(), row.job().results[0].before_bytes), (1, 0));
     }
 }

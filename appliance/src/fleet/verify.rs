@@ -60,6 +60,12 @@ pub struct VerifiedDisk {
     pub begin_lsn: u64,
     /// Offset and length of the first places that differed.
     pub differing: Vec<(u64, u64)>,
+    /// Of `differing_bytes`, what was found before the splitter began this disk anew. A row without it has none.
+    #[serde(default)]
+    pub before_bytes: u64,
+    /// Of `differing`, as many places as were found then.
+    #[serde(default)]
+    pub before_places: usize,
 }
 
 impl VerifiedDisk {
@@ -73,7 +79,46 @@ impl VerifiedDisk {
             skipped_bytes: disk.skipped_bytes,
             begin_lsn: disk.begin_lsn,
             differing: places.map(|range| (range.offset, range.bytes)).collect(),
+            before_bytes: 0,
+            before_places: 0,
         }
+    }
+
+    /// Bytes that differed since the splitter began this disk.
+    fn own_bytes(&self) -> u64 {
+        self.differing_bytes.saturating_sub(self.before_bytes)
+    }
+
+    /// Whether the report goes on where this one was: a splitter that was restarted, or whose VM was, begins anew at another
+    /// LSN, and no count ever falls.
+    fn goes_on_with(&self, report: &Self) -> bool {
+        self.begin_lsn == report.begin_lsn
+            && self.equal_bytes <= report.equal_bytes
+            && self.own_bytes() <= report.differing_bytes
+    }
+
+    /// The report, with what was found before it began: that was read again, and is not found twice.
+    fn followed_by(&self, mut report: Self) -> Self {
+        let (bytes, places) = if self.goes_on_with(&report) {
+            (self.before_bytes, self.before_places)
+        } else {
+            (self.differing_bytes, self.differing.len())
+        };
+        report.before_bytes = bytes;
+        report.differing_bytes = report.differing_bytes.saturating_add(bytes);
+        let mut differing: Vec<_> = self.differing.iter().take(places).copied().collect();
+        report.before_places = differing.len();
+        differing.append(&mut report.differing);
+        differing.truncate(VERIFY_RANGES_MAX);
+        report.differing = differing;
+        report
+    }
+
+    /// A disk that the splitter does not name any more: what it did not compare will not be.
+    fn left(mut self) -> Self {
+        let compared_bytes = self.equal_bytes.saturating_add(self.own_bytes());
+        self.skipped_bytes = self.total_bytes.saturating_sub(compared_bytes);
+        self
     }
 
     fn info(&self) -> JobDisk {
@@ -139,7 +184,8 @@ impl VerifyJob {
     /// Bytes compared so far.
     #[must_use]
     pub fn compared_bytes(&self) -> u64 {
-        let of = |disk: &VerifiedDisk| disk.equal_bytes.saturating_add(disk.differing_bytes);
+        // What differed before a disk was begun anew is compared again.
+        let of = |disk: &VerifiedDisk| disk.equal_bytes.saturating_add(disk.own_bytes());
         self.results.iter().map(of).fold(0, u64::saturating_add)
     }
 
@@ -165,8 +211,23 @@ impl VerifyJob {
     }
 
     fn follow(&mut self, report: &VerifyReport, end_lsn: Lsn, now_us: u64) {
-        let wanted = |disk: &&VerifyDisk| self.disks.is_empty() || self.disks.contains(&disk.disk_id);
-        self.results = report.disks.iter().filter(wanted).take(DISKS_MAX).map(VerifiedDisk::of).collect();
+        let asked = &self.disks;
+        let wanted = |disk: &&VerifyDisk| asked.is_empty() || asked.contains(&disk.disk_id);
+        let mut known = std::mem::take(&mut self.results);
+        let mut results: Vec<VerifiedDisk> = Vec::with_capacity(report.disks.len().min(DISKS_MAX));
+        for disk in report.disks.iter().filter(wanted) {
+            if results.iter().any(|result| result.disk == disk.disk_id) {
+                continue;
+            }
+            let reported = VerifiedDisk::of(disk);
+            results.push(match known.iter().position(|result| result.disk == disk.disk_id) {
+                Some(index) => known.swap_remove(index).followed_by(reported),
+                None => reported,
+            });
+        }
+        results.extend(known.into_iter().map(VerifiedDisk::left));
+        results.truncate(DISKS_MAX);
+        self.results = results;
         let state = match report.state() {
             VerifyState::Done => JobState::Done,
             VerifyState::Failed => JobState::Failed,
@@ -174,6 +235,13 @@ impl VerifyJob {
         };
         let reason = report.reason.chars().filter(|c| !c.is_control()).take(REASON_MAX_CHARS).collect();
         self.end(state, reason, end_lsn, now_us);
+    }
+
+    /// The job, given up.
+    #[must_use]
+    pub(crate) fn failed(mut self, reason: &str, now_us: u64) -> Self {
+        self.end(JobState::Failed, reason.to_owned(), Lsn::ZERO, now_us);
+        self
     }
 
     fn end(&mut self, state: JobState, reason: String, end_lsn: Lsn, now_us: u64) {
@@ -225,6 +293,8 @@ impl Vm {
 
 #[cfg(test)]
 mod tests {
+    use tidemark_proto::v1::ByteRange;
+
     use super::*;
 
     fn report(state: VerifyState, disk_ids: &[u32]) -> VerifyReport {
@@ -247,5 +317,76 @@ mod tests {
         job.follow(&report(VerifyState::Done, &[2]), Lsn(8), 10);
         assert_eq!((job.state, job.end_lsn, job.ended_us), (JobState::Done, Lsn(8), 10));
         assert_eq!(job.reason, "bc");
+    }
+
+    /// Disk 1, begun at an LSN, with a differing place for each number of bytes.
+    fn found(state: VerifyState, begin_lsn: u64, equal_bytes: u64, found: &[u64]) -> VerifyReport {
+        let place = |bytes: &u64| ByteRange { offset: begin_lsn << 20, bytes: *bytes };
+        let disk = VerifyDisk {
+            disk_id: 1,
+            total_bytes: 100,
+            equal_bytes,
+            differing_bytes: found.iter().sum(),
+            skipped_bytes: 0,
+            begin_lsn,
+            differing: found.iter().map(place).collect(),
+        };
+        VerifyReport { job_id: "a".into(), state: state.into(), reason: String::new(), disks: vec![disk] }
+    }
+
+    fn outcome(job: &VerifyJob) -> (JobState, u64, usize, u64) {
+        let disk = &job.results[0];
+        (job.state, job.differing_bytes(), disk.differing.len(), disk.skipped_bytes)
+    }
+
+    #[test]
+    fn what_was_found_stays_when_the_splitter_begins_anew() {
+        use VerifyState::{Done, Running};
+        let mut job = VerifyJob::new("a".into(), Vec::new(), 5);
+        let mut follow = |report: &VerifyReport| {
+            job.follow(report, Lsn(9), 9);
+            outcome(&job)
+        };
+        assert_eq!(follow(&found(Running, 3, 10, &[4])), (JobState::Running, 4, 1, 0));
+        assert_eq!(
+            follow(&found(Running, 3, 20, &[4, 2])),
+            (JobState::Running, 6, 2, 0),
+            "not counted twice"
+        );
+        // A restart, at another LSN and at the same one.
+        assert_eq!(follow(&found(Running, 7, 0, &[])), (JobState::Running, 6, 2, 0));
+        assert_eq!(follow(&found(Running, 7, 50, &[1])), (JobState::Running, 7, 3, 0));
+        assert_eq!(follow(&found(Running, 7, 60, &[1])), (JobState::Running, 7, 3, 0));
+        assert_eq!(follow(&found(Running, 7, 0, &[])), (JobState::Running, 7, 3, 0));
+        assert_eq!(follow(&found(Done, 7, 100, &[])), (JobState::Done, 7, 3, 0));
+        assert_eq!(job.results[0].equal_bytes, 100);
+        assert_eq!(job.compared_bytes(), 100, "what was compared again is not compared twice");
+    }
+
+    #[test]
+    fn what_was_found_stays_when_the_splitter_names_the_disk_no_more() {
+        for (state, end) in [(VerifyState::Failed, JobState::Failed), (VerifyState::Done, JobState::Done)] {
+            let mut job = VerifyJob::new("a".into(), Vec::new(), 5);
+            job.follow(&found(VerifyState::Running, 3, 10, &[4]), Lsn(9), 9);
+            job.follow(&report(state, &[]), Lsn(9), 9);
+            assert_eq!(outcome(&job), (end, 4, 1, 86), "and it was not compared to its end");
+        }
+    }
+
+    #[test]
+    fn places_and_disks_stay_bounded_whatever_is_reported() {
+        let mut job = VerifyJob::new("a".into(), Vec::new(), 5);
+        for begin in 1..100_u32 {
+            let many = vec![1; VERIFY_RANGES_MAX + 1];
+            job.follow(&found(VerifyState::Running, begin.into(), 1, &many), Lsn(9), 9);
+            let ids: Vec<u32> = (begin * 60..begin * 60 + 60).collect();
+            job.follow(&report(VerifyState::Running, &ids), Lsn(9), 9);
+            assert!(job.results.len() <= DISKS_MAX);
+            assert!(job.results.iter().all(|disk| disk.differing.len() <= VERIFY_RANGES_MAX));
+        }
+        let twice = report(VerifyState::Running, &[7, 7]);
+        let mut job = VerifyJob::new("a".into(), Vec::new(), 5);
+        job.follow(&twice, Lsn(9), 9);
+        assert_eq!(job.results.len(), 1);
     }
 }

@@ -39,6 +39,8 @@ struct Asked {
     /// Empty: every disk.
     disks: Vec<u32>,
     from: Lsn,
+    /// It has ended, and nothing more may be asked for it.
+    ended: bool,
 }
 
 /// The verify of one session.
@@ -70,7 +72,9 @@ impl Verifying {
         permit: OwnedSemaphorePermit,
     ) -> Result<(), String> {
         let Some(question) = question.question else { return Err("a verify of nothing".into()) };
-        let Some(asked) = &self.asked else { return Err("a verify that nobody asked for".into()) };
+        let Some(asked) = self.asked.as_ref().filter(|asked| !asked.ended) else {
+            return Err("a verify that nobody asked for".into());
+        };
         if !asked.disks.is_empty() && !asked.disks.contains(&question.disk_id) {
             return Err(format!("a verify of disk-{}, which nobody asked for", question.disk_id));
         }
@@ -174,11 +178,14 @@ impl Session<'_> {
         if self.verifying.key.is_none() {
             let needed = version::VERIFY;
             let reason = format!("its splitter does not know verify (protocol {needed}): upgrade it");
-            self.verify_ended(self.vm.fail_verify(&job.id, reason, now_us()));
+            if let Some(job) = self.vm.fail_verify(&job.id, reason, now_us()) {
+                self.verify_ended(job);
+            }
             return Ok(());
         }
         let from = self.verifying.journal.appended().lsn;
-        self.verifying.asked = Some(Asked { job_id: job.id.clone(), disks: job.disks.clone(), from });
+        self.verifying.asked =
+            Some(Asked { job_id: job.id.clone(), disks: job.disks.clone(), from, ended: false });
         let request = VerifyRequest { job_id: job.id, disk_ids: job.disks };
         if send(self.outbound, appliance_message::Body::VerifyRequest(request)).await {
             Ok(())
@@ -219,13 +226,21 @@ impl Session<'_> {
         let metrics = &self.core.metrics;
         metrics.verified_bytes.get_or_create(&self.label).inc_by(grown(VerifyJob::compared_bytes));
         metrics.differing_bytes.get_or_create(&self.label).inc_by(grown(VerifyJob::differing_bytes));
-        self.verify_ended(ended);
+        if after.is_running() && grown(VerifyJob::differing_bytes) > 0 {
+            // Neither this process nor the splitter may take it along when it ends before the verify does.
+            self.keep_verify(after);
+        }
+        if let Some(job) = ended {
+            if let Some(asked) = self.verifying.asked.as_mut().filter(|asked| asked.job_id == job.id) {
+                asked.ended = true;
+            }
+            self.verify_ended(job);
+        }
         Ok(())
     }
 
     /// Keeps the outcome of a verify that has ended.
-    fn verify_ended(&self, ended: Option<VerifyJob>) {
-        let Some(job) = ended else { return };
+    fn verify_ended(&self, job: VerifyJob) {
         let (differing_bytes, compared_bytes) = (job.differing_bytes(), job.compared_bytes());
         if differing_bytes > 0 {
             tracing::error!(
@@ -236,10 +251,14 @@ impl Session<'_> {
         } else {
             tracing::info!(job = job.id, compared_bytes, reason = job.reason, "verify ended");
         }
+        self.keep_verify(job);
+    }
+
+    fn keep_verify(&self, job: VerifyJob) {
         let core = Arc::clone(self.core);
         self.core.tasks.spawn(async move {
-            if let Err(error) = core.catalog.end_verify(&job).await {
-                tracing::error!(%error, job = job.id, "cannot keep the outcome of a verify");
+            if let Err(error) = core.catalog.keep_verify(&job).await {
+                tracing::error!(%error, job = job.id, "cannot keep what a verify found");
             }
         });
     }
