@@ -593,6 +593,8 @@ impl Splitter {
         // Short ranges, and no block is passed over.
         engine.verify.read_blocks = 4;
         engine.verify.tries_max = u32::MAX;
+        // Soon a disk is in doubt as a whole.
+        engine.verify.whole_bytes = 8192;
         Self {
             engine,
             ring: FakeRing::new(pinned.clone()),

@@ -8,7 +8,7 @@ use tidemark_proto::v1::HashQuestion;
 
 use super::job::{Job, Retry};
 use crate::capture::{BLOCK_BYTES, BLOCK_SECTORS, BlockRange, Slot};
-use crate::engine::limits::{READ_MAX_BYTES, VERIFY_TRIES_MAX};
+use crate::engine::limits::{READ_MAX_BYTES, VERIFY_TRIES_MAX, VERIFY_WHOLE_BYTES};
 
 /// Tokens of a verify's reads and questions have this bit, those of copies have not.
 const TOKEN_BIT: u64 = 1 << 63;
@@ -46,6 +46,18 @@ pub(super) enum Stage {
     Waiting { until: u64, pieces: Vec<Piece> },
     /// The appliance compares it.
     Asked { pieces: Vec<Piece> },
+}
+
+impl Stage {
+    /// The parts of a range that have no answer yet.
+    fn ranges(&self, range: BlockRange) -> Vec<BlockRange> {
+        let Self::Asked { pieces } = self else { return vec![range] };
+        let mut ranges = Vec::new();
+        for piece in pieces {
+            join(&mut ranges, BlockRange::of_sectors(piece.start_sector, piece.sectors.into()));
+        }
+        ranges
+    }
 }
 
 /// A range on its way from the disk to its comparison.
@@ -157,6 +169,8 @@ pub(in crate::engine) struct Verify {
     pub(super) report_due_us: u64,
     /// Attempts before a block that is always being written is passed over.
     pub(in crate::engine) tries_max: u32,
+    /// Differing bytes of a disk beyond which the whole disk is in doubt.
+    pub(in crate::engine) whole_bytes: u64,
     /// Blocks of one read.
     pub(in crate::engine) read_blocks: u64,
     /// Writes that come in between are minded. Only the simulation's negative control does not.
@@ -173,6 +187,7 @@ impl Default for Verify {
             beats: 0,
             report_due_us: 0,
             tries_max: VERIFY_TRIES_MAX,
+            whole_bytes: VERIFY_WHOLE_BYTES,
             read_blocks: READ_MAX_BYTES / BLOCK_BYTES,
             ordered: true,
         }
@@ -230,8 +245,11 @@ impl Verify {
         let comparing = std::mem::take(&mut self.comparing);
         if let Some(job) = &mut self.job {
             job.connected = false;
-            for comparing in comparing {
-                job.again(comparing.slot, comparing.retry);
+            for Comparing { slot, retry, stage, .. } in comparing {
+                // What was written meanwhile, of a range that was asked about, waits to be read again already.
+                for range in stage.ranges(retry.range) {
+                    job.again(slot, Retry { range, ..retry });
+                }
             }
         }
     }
@@ -247,6 +265,9 @@ impl Verify {
 
 #[cfg(test)]
 mod tests {
+    use tidemark_proto::v1::VerifyState;
+
+    use super::super::job::DiskRun;
     use super::*;
 
     fn comparing(range: BlockRange, fine: bool) -> Comparing {
@@ -291,6 +312,30 @@ mod tests {
         assert!(!coarse.wholly_touched());
         coarse.touch(range);
         assert!(coarse.wholly_touched());
+    }
+
+    #[test]
+    fn a_session_that_ends_has_read_again_what_was_asked_and_nothing_else() {
+        let range = BlockRange { start: 10, end: 18 };
+        let asked = Stage::Asked { pieces: vec![piece(80, 8, 1), piece(88, 8, 2), piece(112, 8, 3)] };
+        let parts = [BlockRange { start: 10, end: 12 }, BlockRange { start: 14, end: 15 }];
+        for (stage, again) in [(asked, &parts[..]), (Stage::Reading, &[range][..])] {
+            let mut job = Job {
+                id: "a".into(),
+                connected: true,
+                state: VerifyState::Running,
+                reason: String::new(),
+                disks: vec![DiskRun::new(Slot(0), 1, 1)],
+                next_disk: 0,
+            };
+            job.again(Slot(0), Retry::new(BlockRange { start: 12, end: 14 }));
+            let mut verify = Verify { job: Some(job), ..Verify::default() };
+            verify.comparing.push(Comparing { stage, ..comparing(range, false) });
+            verify.disconnected();
+            let retries = &verify.job.as_ref().unwrap().disks[0].retries;
+            let ranges: Vec<_> = retries.iter().skip(1).map(|retry| retry.range).collect();
+            assert_eq!(ranges, again);
+        }
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub(super) struct DiskRun {
     pub(super) places: Vec<ByteRange>,
     /// The open gap has a line of this verify.
     pub(super) noted: bool,
+    /// So much differed that the whole disk was called in doubt; that is done once.
+    pub(super) whole: bool,
     /// It is protected no longer.
     pub(super) gone: bool,
 }
@@ -69,6 +71,7 @@ impl DiskRun {
             begin_lsn,
             places: Vec::new(),
             noted: false,
+            whole: false,
             gone: false,
         }
     }

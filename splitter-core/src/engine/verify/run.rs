@@ -11,7 +11,7 @@ use super::job::{DiskRun, Job, Retry};
 use crate::capture::{BLOCK_BYTES, BlockRange, Mode, Slot};
 use crate::engine::copy::{Method, ReadContent, ReadRequest};
 use crate::engine::core::{Engine, EngineError, Kernel, Notice};
-use crate::engine::limits::{READ_RETRY_US, VERIFY_REPORT_US, VERIFY_RETRIES_MAX, VERIFY_WHOLE_BYTES};
+use crate::engine::limits::{READ_RETRY_US, VERIFY_REPORT_US, VERIFY_RETRIES_MAX};
 
 impl Engine {
     /// The appliance asks for a verify. The same job goes on where it was; another one takes its place.
@@ -307,11 +307,13 @@ impl Engine {
         let run = self.verify.job.as_mut().and_then(|job| job.run_of(slot));
         let (Some(run), Some(first)) = (run, ranges.first()) else { return Ok(()) };
         let (before, noted) = (run.differing_bytes, std::mem::replace(&mut run.noted, true));
+        let whole_bytes = self.verify.whole_bytes;
         for range in ranges {
             run.differs(*range, size_bytes);
         }
         let bytes = run.differing_bytes.saturating_sub(before);
-        if run.differing_bytes > VERIFY_WHOLE_BYTES {
+        // Once is enough: what differs later has come later.
+        if run.differing_bytes > whole_bytes && !std::mem::replace(&mut run.whole, true) {
             self.mark_whole(kernel.dirty, slot)?;
         }
         for range in ranges {
@@ -319,18 +321,21 @@ impl Engine {
             self.copy.again(slot, *range);
             self.verify.marked(slot, *range);
         }
-        let Some(disk) = self.disks.get_mut(&slot) else { return Ok(()) };
-        disk.end_at = None;
+        let Some(disk) = self.disks.get(&slot) else { return Ok(()) };
         // A point that was offered is not withdrawn, but the appliance tells from when on it is in doubt.
         let gap_from = self.clean_lsn.saturating_add(1);
         if noted && disk.gap_from.is_some_and(|open| open <= gap_from) {
             // The gap says so already; the later line is taken when reading goes on.
-            disk.stale_line = true;
+            self.defer_line(kernel.ring, &[slot]);
             return Ok(());
         }
         let at = first.start.saturating_mul(BLOCK_BYTES);
         let detail = format!("{bytes} bytes from offset {at} on were not as in the journal");
         self.start_line(kernel.dirty, &[slot], GapCause::VerifyDifference, gap_from, detail);
+        if kernel.ring.producer() > kernel.ring.position() {
+            // What is in the ring was written before the blocks are read: it must not lie above them.
+            self.defer_line(kernel.ring, &[slot]);
+        }
         Ok(())
     }
 }

@@ -99,6 +99,9 @@ impl World {
                     verify.reported.insert((slot, block as usize));
                 }
             }
+            if disk.equal_bytes + disk.differing_bytes > disk.total_bytes.max(BLOCKS as u64 * 4096) {
+                return Err(format!("{disk:?} compared more than there is"));
+            }
             if disk.skipped_bytes > 0 {
                 return Err(format!("{disk:?} passed over blocks"));
             }
@@ -130,11 +133,17 @@ impl World {
         };
         let all = (0..DISKS).flat_map(|slot| (0..BLOCKS).map(move |block| (slot, block)));
         let wanted: Blocks = all.filter(|(slot, block)| differs(*slot, *block)).collect();
+        // Each block is to be named, not repaired unseen with the whole disk.
+        self.splitter.engine.verify.whole_bytes = u64::MAX;
         self.ask_verify(true);
         self.quiesce()?;
         let reported = self.verify.as_ref().map(|verify| verify.reported.clone()).unwrap_or_default();
         if reported != wanted {
             return Err(format!("the last verify called {reported:?} different, and {wanted:?} are"));
+        }
+        let journal = below(&self.appliance.frames, u64::MAX);
+        if let Some(slot) = (0..DISKS).find(|slot| journal[*slot] != self.disks[*slot]) {
+            return Err(format!("disk {slot} still differs after the last verify"));
         }
         Ok(())
     }
