@@ -84,7 +84,12 @@ fn sum(job: &JobInfo, of: impl Fn(&JobDisk) -> u64) -> u64 {
 
 /// Bytes that the job is done with.
 fn compared(job: &JobInfo) -> u64 {
-    sum(job, |disk| disk.equal_bytes.saturating_add(disk.differing_bytes).saturating_add(disk.skipped_bytes))
+    // What differed before the splitter began a disk anew is compared again.
+    let done = |disk: &JobDisk| {
+        let compared = disk.equal_bytes.saturating_add(disk.differing_bytes);
+        compared.saturating_add(disk.skipped_bytes).min(disk.total_bytes)
+    };
+    sum(job, done)
 }
 
 /// "1.2 GB of 4.3 GB".
@@ -148,6 +153,16 @@ fn ended(job: &JobInfo, json: bool) -> Result<()> {
             ]);
         }
         table.print()?;
+    }
+    let skipped = sum(job, |disk| disk.skipped_bytes);
+    if skipped > 0 {
+        output::warning(&format!(
+            "{} of {} were not compared: they were written all the time, or their disk is not protected any more; run `tidemark \
+             vm verify {}` again",
+            size::show(skipped),
+            job.vm,
+            job.vm
+        ));
     }
     if job.state == "failed" {
         bail!("the verify of {} failed: {}", job.vm, job.reason);
