@@ -45,7 +45,7 @@ use crate::objects::{ObjectRoots, Objects};
 use crate::packs::{self, ObjectFolder};
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
-use crate::retention::{Retention, rebuild_held};
+use crate::retention::{Retention, RetentionClock, Tick, rebuild_held};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -259,7 +259,12 @@ async fn open_images(
             let finished = master_key::finish(data, &record, &mut |_| true).await;
             let finished = finished.context("going on with a change of the master key")?;
             let source = &finished.source;
-            tracing::info!(%source, logs = finished.logs, "a change of the master key was finished");
+            if finished.unreadable.is_empty() {
+                tracing::info!(%source, logs = finished.logs, "a change of the master key was finished");
+            } else {
+                let unreadable = finished.unreadable.join(", ");
+                tracing::error!(%source, unreadable, "{}", master_key::UNFINISHED);
+            }
             if *source != settings.master_key {
                 tracing::warn!(%source, "the master key comes from another source now: say so with --master-key");
             }
@@ -310,6 +315,8 @@ async fn open_fleet(
         })
         .collect();
     let fleet = Fleet::default();
+    let now_us =
+        RetentionClock::load(&data.retention_clock(), &Tick::now(), 0).observe(&Tick::now()).locks_us;
     for (id, name, log) in opening {
         let log = log.await.context("opening a journal")?;
         let name = match name {
@@ -325,7 +332,7 @@ async fn open_fleet(
         };
         if let Ok(journal) = log.journal() {
             let rebuilt = rebuild_bookmarks(catalog, id, &journal.timeline()).await?;
-            let held = rebuild_held(catalog, id, &journal).await?;
+            let held = rebuild_held(catalog, id, &journal, now_us).await?;
             if rebuilt + held > 0 {
                 tracing::info!(vm = name, rebuilt, held, "bookmarks copied from the journal to the catalog");
             }

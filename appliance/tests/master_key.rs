@@ -16,7 +16,7 @@ use tidemark_appliance::settings::Settings;
 use tidemark_journal::store::ChunkId;
 use tidemark_proto::v1::clones_client::ClonesClient;
 use tidemark_proto::v1::when::Point;
-use tidemark_proto::v1::{CreateCloneRequest, OpenViewRequest, ReadViewRequest, When};
+use tidemark_proto::v1::{CreateCloneRequest, Empty, OpenViewRequest, ReadViewRequest, When};
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -215,6 +215,42 @@ async fn the_command_is_killed_at_random_and_the_next_one_or_a_start_ends_it() {
         refused(&settings).await;
     }
     println!("{begun} of 12 kills came after the change began");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_key_stays_until_the_keys_of_a_log_that_neither_opens_are_back() {
+    let folder = Folder::new().await;
+    let phrase = folder.file("phrase", "correct horse battery staple\n");
+    for (index, to) in [None, Some(MasterKeySource::PassphraseFile(phrase))].into_iter().enumerate() {
+        let mut settings = folder.copy(&format!("damaged-{index}"));
+        let data = settings.data.clone();
+        assert!(stopped_after(&data, to.clone(), 2).await);
+        settings.master_key = to.unwrap_or(MasterKeySource::Default);
+        let vm = std::fs::read_dir(data.join("vms")).unwrap().flatten().next().unwrap().path();
+        let keys = vm.join("journal/keys");
+        let good = std::fs::read(&keys).unwrap();
+        std::fs::write(&keys, &good[..good.len() - 1]).unwrap();
+        for _ in 0..2 {
+            let appliance = Appliance::start(&settings).await.unwrap();
+            let mut site = Site::adopt(settings.clone(), appliance);
+            let status = site.console().await.status(Empty {}).await.unwrap().into_inner();
+            let unfinished = |text: &str| text.contains("master key is not finished");
+            assert!(status.alarms.iter().any(|alarm| unfinished(&alarm.text)), "{:?}", status.alarms);
+            site.stop().await;
+        }
+        assert!(data.join("ca/store.key").exists(), "the old key is there");
+        let output = program(&["key", "rotate"], &data);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(said(&output).contains("is not finished"), "{}", said(&output));
+        // The copy is under the old key. With it the change ends, and the alarm with it.
+        std::fs::write(&keys, good).unwrap();
+        folder.holds_all(&settings).await;
+        let appliance = Appliance::start(&settings).await.unwrap();
+        let mut site = Site::adopt(settings.clone(), appliance);
+        let status = site.console().await.status(Empty {}).await.unwrap().into_inner();
+        assert!(!status.alarms.iter().any(|alarm| alarm.text.contains("master key")), "{:?}", status.alarms);
+        site.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

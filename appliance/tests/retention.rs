@@ -243,6 +243,12 @@ async fn a_held_bookmark_that_outlived_its_window_has_its_name_again_after_the_c
     client.assign_policy(AssignPolicyRequest { policy: "short".into(), vm: "a".into() }).await.unwrap();
     let hold = HoldBookmarkRequest { vm: "a".into(), bookmark: "year-end".into(), until_us: 0, lock: false };
     client.hold_bookmark(hold).await.unwrap();
+    // The hold of a second one ends before its marker leaves the log.
+    write(&mut guest, &mut stream, &mut disk, &mut states, 1).await;
+    bookmark(&site, &mut guest, &mut stream, "audit").await;
+    let until_us = tidemark_appliance::clock::now_us() + 1_000_000;
+    let hold = HoldBookmarkRequest { vm: "a".into(), bookmark: "audit".into(), until_us, lock: false };
+    client.hold_bookmark(hold).await.unwrap();
     write(&mut guest, &mut stream, &mut disk, &mut states, 170).await;
     let done = run(&mut client).await;
     assert!(done.base_lsn > kept && done.segments_dropped > 0, "the marker left the log: {done:?}");
@@ -254,6 +260,7 @@ async fn a_held_bookmark_that_outlived_its_window_has_its_name_again_after_the_c
     let named: Vec<_> = list.points.iter().filter(|point| point.name == "year-end").collect();
     assert!(named.len() == 1 && named[0].lsn == kept && named[0].time_us > 0, "{:?}", list.points);
     assert!(content(&mut console, when::Point::Bookmark("year-end".into())).await.unwrap() == of_bookmark);
+    assert!(!list.points.iter().any(|point| point.name == "audit"), "{:?}", list.points);
     // The next start adds no second one.
     site.restart().await;
     let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };

@@ -19,8 +19,8 @@ use tidemark_journal::attest::{Proof, PublicKey, Signer, SigningKey, prove};
 use tidemark_journal::frame::{self, EntryKind, FRAME_HEADER_BYTES};
 use tidemark_journal::retention::{ImageKeeper, fold_to};
 use tidemark_journal::segment::SEGMENT_HEADER_BYTES;
-use tidemark_journal::storage::{SimStorage, Storage, StorageError, StorageFile, StorageLock};
-use tidemark_journal::{Journal, Options, VerifyReport, verify};
+use tidemark_journal::storage::{Faults, SimStorage, Storage, StorageError, StorageFile, StorageLock};
+use tidemark_journal::{Journal, Options, SyncError, VerifyReport, verify};
 use tidemark_proto::ids::Lsn;
 
 const SEGMENT_BYTES: u64 = 2 << 10;
@@ -474,6 +474,28 @@ fn an_old_segment_that_cannot_be_read_is_named_and_stops_no_other() {
     // Of each 60 bytes of a record, the ordinal, and the hash.
     let hashed = (hashes.len() - 104) / (60 + 8 + 32);
     assert!(hashed + 2 >= all.len(), "{hashed} of {}", all.len());
+}
+
+#[test]
+fn an_old_segment_whose_hash_found_no_space_gets_it_later() {
+    let hashed = |full: bool| {
+        let storage = fixture("v2");
+        let (journal, _) = Journal::open(Arc::new(storage.clone()), signing(600)).unwrap();
+        if full {
+            let used: usize = storage.files().values().map(Vec::len).sum();
+            storage.set_faults(Faults { capacity_bytes: Some(used as u64), ..Faults::default() });
+            assert!(matches!(journal.maintain(), Err(SyncError::Full)));
+            storage.set_faults(Faults::default());
+        }
+        for _ in 0..20 {
+            journal.maintain().unwrap();
+        }
+        // Of each a record of kind 20.
+        rewrite_manifest(&storage.files()["manifest"], &|kind, body| (kind == 20).then(|| body.to_vec()))
+            .len()
+    };
+    assert!(hashed(false) > 104 + 100, "the header, and more than one record");
+    assert_eq!(hashed(true), hashed(false));
 }
 
 #[test]

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use tidemark_journal::{Pin, PinKind};
 use tidemark_proto::ids::VmId;
 use tidemark_proto::v1::{Alarm, Empty, ListVmsResponse, StatusReply, VmInfo};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
 use crate::clock::now_us;
-use crate::clones::{names as clone_names, of_pin};
+use crate::clones::{kept_by_pins, names as clone_names};
 use crate::core::Core;
 use crate::fleet::{Vm, alarms, vm_info};
-use crate::recovery::rfc3339;
+use crate::master_key;
 use crate::transport::Peer;
 
 pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse, Status> {
@@ -45,9 +44,14 @@ pub(super) async fn status(core: &Arc<Core>) -> Result<StatusReply, Status> {
 /// Bytes of a log that may stay only for a clone before that is an alarm: a day of a busy VM.
 const HELD_BACK_ALARM_BYTES: u64 = 16 << 30;
 
-/// What an operator should look at, of the journals and clones.
+/// What an operator should look at, of the journals, the clones and the keys.
 fn journal_alarms(core: &Core) -> Vec<Alarm> {
     let mut alarms = Vec::new();
+    // Its record stays only when a start could not finish it.
+    if master_key::pending(&core.data).is_ok_and(|record| record.is_some()) {
+        let text = master_key::UNFINISHED.to_owned();
+        alarms.push(Alarm { vm: String::new(), severity: "critical".to_owned(), text });
+    }
     let mut warn = |vm: &Vm, severity: &str, text: String| {
         alarms.push(Alarm { vm: vm.name.clone(), severity: severity.to_owned(), text });
     };
@@ -120,24 +124,7 @@ fn refuse_pinned(core: &Core, vm: &Vm) -> Result<(), Status> {
             vm.name
         ))
     })?;
-    // A clone whose own journal is down does not say what it was made from; the pin does.
-    let pins = journal.pins();
-    let clones = pins.iter().filter(|pin| pin.kind == PinKind::Clone).filter_map(|pin| of_pin(&pin.name));
-    let clones: Vec<_> = clones.filter_map(|id| core.fleet.get(id)).collect();
-    if !clones.is_empty() {
-        let text = format!("'{}' has clones: remove {} first", vm.name, clone_names(&clones));
-        return Err(Status::failed_precondition(text));
-    }
-    let now_us = core.retention.now().locks_us.max(journal.retention_clock());
-    let ends = |pin: &Pin| pin.until_us.filter(|until| pin.kind == PinKind::Lock && now_us < *until);
-    match pins.iter().filter_map(ends).max() {
-        Some(until_us) => Err(Status::failed_precondition(format!(
-            "points of '{}' are locked until {}: nobody can remove it before",
-            vm.name,
-            rfc3339(until_us)
-        ))),
-        None => Ok(()),
-    }
+    kept_by_pins(core, &vm.name, &journal).map_or(Ok(()), |why| Err(Status::failed_precondition(why)))
 }
 
 pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
@@ -181,6 +168,7 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
     // Again, now that the catalog has them revoked: one may have been renewed meanwhile.
     shut_out(core, vm.id).await?;
     core.fleet.remove(vm.id);
+    core.retention.forget(vm.id, name);
     core.metrics.forget(name);
     core.retention.soiled();
     core.audit(&caller.role.uri(), "remove VM", name, &vm.id.to_string()).await;

@@ -3,13 +3,14 @@
 use super::{PIN_TIME_US, pin_name};
 use crate::core::Core;
 use crate::fleet::Vm;
+use crate::metrics::VmLabel;
 
 /// Takes the pin of a clone away once nothing of it reads its parent any more. Blocks. What fails now is done at the next
-/// fold, or at the next start.
+/// look, or at the next start.
 pub(crate) fn let_parent_go(core: &Core, clone: &Vm) {
     let Some(point) = clone.origin.and_then(|origin| origin.point) else { return };
-    // What is not known to be independent is not.
-    if clone.log.journal().map_or(true, |journal| journal.needs_parent()) {
+    let Ok(own) = clone.log.journal() else { return };
+    if own.branch_point().is_some() {
         return;
     }
     let Some(parent) = core.fleet.get(point.parent) else { return };
@@ -18,9 +19,22 @@ pub(crate) fn let_parent_go(core: &Core, clone: &Vm) {
     if !journal.pins().iter().any(|pin| pin.name == name) {
         return;
     }
+    // Its base is images by now; what was read before is kept for the next read, here and by its own clones.
+    core.clones.let_go(clone.id);
+    own.let_go_below();
+    for grandchild in core.fleet.clones_of(clone.id) {
+        if let Ok(branch) = grandchild.log.journal() {
+            branch.let_go_below();
+        }
+    }
+    // What is not known to be independent is not.
+    if own.needs_parent() {
+        return;
+    }
     match journal.revoke_pin(&name, PIN_TIME_US) {
         Ok(()) => {
-            core.retention.forget_clone(clone.id);
+            core.retention.forget_held_back(clone.id);
+            core.metrics.held_back.get_or_create(&VmLabel { vm: clone.name.clone() }).set(0);
             tracing::info!(clone = clone.name, of = parent.name, "the clone is independent now");
         }
         Err(error) => tracing::warn!(%error, clone = clone.name, "cannot revoke the pin of a clone yet"),

@@ -11,6 +11,7 @@
 
 mod independent;
 mod make;
+mod needed;
 mod registry;
 mod remove;
 mod startup;
@@ -18,6 +19,7 @@ mod volume;
 
 pub(crate) use independent::let_parent_go;
 pub use make::{Below, CloneError, create};
+pub(crate) use needed::kept_by_pins;
 pub use registry::{Clones, HeldVolume, VolumeLease};
 pub(crate) use remove::names;
 pub use remove::remove;

@@ -74,6 +74,14 @@ impl Clones {
         self.state().held.values().any(|held| held.id == clone)
     }
 
+    /// Lets go of what reads of a clone's content are served from; the next read looks again.
+    pub(crate) fn let_go(&self, clone: VmId) {
+        let volume = self.state().volumes.get(&clone).cloned();
+        if let Some(volume) = volume {
+            volume.let_go();
+        }
+    }
+
     /// Forgets a clone that is removed.
     pub(super) fn forget(&self, clone: VmId) {
         self.state().volumes.remove(&clone);

@@ -124,6 +124,11 @@ impl Volume {
         })
     }
 
+    /// See [`BranchWriter::let_go`].
+    pub(super) fn let_go(&self) {
+        self.writer.let_go();
+    }
+
     /// Flushes what nobody has flushed, and looks after the journal's indexes.
     pub(super) fn settle(&self) {
         if !self.dirty.load(Ordering::SeqCst) {

@@ -117,6 +117,11 @@ impl BaseImages for BelowBranch {
     ) -> Result<Vec<Extent>, Box<dyn std::error::Error + Send + Sync>> {
         self.of(image).extents(disk, image, sector, sectors)
     }
+
+    fn let_go(&self) {
+        self.parent.let_go();
+        self.images.let_go();
+    }
 }
 
 impl VmLog {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::{Finished, RotateError, finish, look, pending, rotate};
+use super::{Finished, RotateError, UNFINISHED, finish, look, pending, rotate};
 use crate::data_dir::DataDir;
 use crate::images::{Images, MasterKeySource};
 use crate::settings;
@@ -134,6 +134,7 @@ fn report(finished: &Finished) -> anyhow::Result<()> {
     for log in &finished.unreadable {
         say(&format!("does not open under either key: {log}"))?;
     }
+    anyhow::ensure!(finished.unreadable.is_empty(), UNFINISHED);
     if finished.source == MasterKeySource::Default {
         return say("copy DIR/ca/store.key and DIR/store/chunk-keys now");
     }

@@ -17,5 +17,6 @@ mod show;
 
 pub use command::{KeyArguments, KeyCommand, run};
 pub use record::ChangeRecord;
+pub(crate) use rotate::UNFINISHED;
 pub use rotate::{Finished, RotateError, finish, pending, rotate};
 pub use show::{KeyState, look};

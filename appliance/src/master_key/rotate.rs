@@ -55,7 +55,12 @@ pub enum RotateError {
     Interrupted,
 }
 
-/// A change that was done.
+/// What is to be done about a change that leaves logs unreadable.
+pub(crate) const UNFINISHED: &str = "a change of the master key is not finished, as there are logs whose keys open under \
+     neither key: put the copies of their files 'keys' back, or remove those VMs or clones, then start the appliance again; \
+     keep the old key until then";
+
+/// A change that was done, except for what is unreadable.
 #[derive(Debug)]
 pub struct Finished {
     /// Where the master key comes from now.
@@ -64,7 +69,8 @@ pub struct Finished {
     pub secret: MasterSecret,
     /// Logs with keys of their own.
     pub logs: u64,
-    /// Logs whose keys neither key opens: they were damaged since the change began.
+    /// Logs whose keys neither key opens: they were damaged since the change began. Unless there are none, the change is not
+    /// finished: a copy of such keys is under the old one, which stays until they are back or their log is removed.
     pub unreadable: Vec<String>,
 }
 
@@ -164,7 +170,7 @@ pub async fn finish(
         match encryption::rewrap(&storage, log.id, &change, record.data_keys, &rand::random()) {
             Ok(Some(Rewrapped::Now | Rewrapped::Before)) => finished.logs += 1,
             Ok(None) => {}
-            // Every log was opened before the change began: no key is lost by going on.
+            // The others go on: every log was opened before the change began.
             Err(error @ (OpenError::Keys(_) | OpenError::Damaged(_))) => {
                 tracing::error!(log = log.name, %error, "the keys of a log open under neither master key");
                 finished.unreadable.push(log.name.clone());
@@ -179,6 +185,9 @@ pub async fn finish(
     go_on(told, "the keys of the chunk store are under the new key")?;
     // Nothing but this says that the new secret, as it is read, opens what was wrapped.
     ChunkStore::master_of(&store, &finished.secret).map_err(RotateError::Store)?;
+    if !finished.unreadable.is_empty() {
+        return Ok(finished);
+    }
     settle_files(data, record, &finished.source, &next)?;
     go_on(told, "the old key opens nothing any more")?;
     ChangeRecord::remove(&data.store())?;

@@ -66,6 +66,8 @@ pub struct Retention {
     held_back: Mutex<BTreeMap<VmId, u64>>,
     /// Something may be garbage since the last collection.
     garbage: AtomicBool,
+    /// The store had no space for a fold since the last collection.
+    full: AtomicBool,
     collected: Mutex<Instant>,
 }
 
@@ -89,6 +91,7 @@ impl Retention {
             held_back: Mutex::default(),
             // What a crash left half-built.
             garbage: AtomicBool::new(true),
+            full: AtomicBool::new(false),
             collected: Mutex::new(Instant::now()),
         }
     }
@@ -198,8 +201,8 @@ impl Retention {
             }
         };
         let pressure = if core.space.borrow().low() { Pressure::Shorten } else { Pressure::None };
-        let mut ran = Vec::new();
-        for vm in core.fleet.with_clones() {
+        let (mut ran, mut collected) = (Vec::new(), false);
+        for vm in in_order(core.fleet.with_clones()) {
             if only.is_some_and(|only| only.id != vm.id) || core.stopping.is_cancelled() {
                 continue;
             }
@@ -215,6 +218,11 @@ impl Retention {
             let outcome = stepped.await.unwrap_or_else(|error| Err(error.to_string()));
             if let Some(outcome) = outcome.transpose() {
                 ran.push(Ran { vm: vm.name.clone(), outcome });
+            }
+            // What the others need may be garbage. Once: what one collection left, a second one at once leaves too.
+            if core.retention.full.swap(false, Ordering::Relaxed) && !collected {
+                core.retention.collect_if_due(core, true).await;
+                collected = true;
             }
         }
         core.retention.collect_if_due(core, force || pressure == Pressure::Shorten).await;
@@ -235,6 +243,11 @@ impl Retention {
             return Ok(None);
         }
         let now = self.now();
+        // The first fold of a branch writes all of its disks and frees little: not while space is short.
+        let branch = journal.branch_point().is_some();
+        if branch && pressure == Pressure::Shorten {
+            return Ok(None);
+        }
         let log_bytes = journal.log_parts().iter().map(|part| part.bytes).sum();
         let terms = Terms {
             policy: *policy,
@@ -250,15 +263,23 @@ impl Retention {
             if !force && !is_worth_it(&due, &terms) {
                 return Ok(None);
             }
-            advance(&journal, store, SHARED_DOMAIN, &terms, &mut |bytes| pacer.go_on(bytes)).map(Some)
+            let mut pace = |bytes| !(branch && core.space.borrow().low()) && pacer.go_on(bytes);
+            advance(&journal, store, SHARED_DOMAIN, &terms, &mut pace).map(Some)
         });
-        let label = VmLabel { vm: vm.name.clone() };
-        let snapshots = i64::try_from(journal.snapshots().len()).unwrap_or(i64::MAX);
-        core.metrics.snapshots.get_or_create(&label).set(snapshots);
+        if core.fleet.get(vm.id).is_some() {
+            let label = VmLabel { vm: vm.name.clone() };
+            let snapshots = i64::try_from(journal.snapshots().len()).unwrap_or(i64::MAX);
+            core.metrics.snapshots.get_or_create(&label).set(snapshots);
+            let folded_bytes = advanced.as_ref().ok().copied().flatten().map_or(0, |done| done.folded_bytes);
+            core.metrics.folded_bytes.get_or_create(&label).inc_by(folded_bytes);
+        }
         match advanced {
-            Ok(None) => Ok(None),
+            Ok(None) => {
+                // Views may have kept a clone's parent when its history was folded, and have ended since.
+                crate::clones::let_parent_go(core, vm);
+                Ok(None)
+            }
             Ok(Some(done)) => {
-                core.metrics.folded_bytes.get_or_create(&label).inc_by(done.folded_bytes);
                 if done.base.is_some() {
                     self.soiled();
                 }
@@ -279,11 +300,11 @@ impl Retention {
             }
             Err(error) => {
                 self.soiled();
-                let problem = error.to_string();
-                let known = lock(&self.problems).insert(vm.name.clone(), problem.clone());
-                if known.as_ref() != Some(&problem) {
-                    tracing::error!(vm = vm.name, problem, "cannot fold history");
+                if matches!(error, FoldError::Full) {
+                    self.full.store(true, Ordering::Relaxed);
                 }
+                let problem = error.to_string();
+                self.note_problem(core, vm, &problem);
                 Err(problem)
             }
         }
@@ -306,9 +327,28 @@ impl Retention {
         lock(&self.held_back).get(&clone).copied().unwrap_or(0)
     }
 
-    /// A clone is removed.
-    pub fn forget_clone(&self, clone: VmId) {
+    /// A clone keeps nothing of another's log any more.
+    pub fn forget_held_back(&self, clone: VmId) {
         lock(&self.held_back).remove(&clone);
+    }
+
+    /// A VM or clone is removed, and out of the fleet.
+    pub fn forget(&self, id: VmId, name: &str) {
+        self.forget_held_back(id);
+        lock(&self.problems).remove(name);
+    }
+
+    /// Notes why a VM or clone is not folded, unless it was removed meanwhile: then nobody would take the note away.
+    fn note_problem(&self, core: &Core, vm: &Vm, problem: &str) {
+        let mut problems = lock(&self.problems);
+        // Under the lock, which whoever removes it takes once it is out of the fleet.
+        if core.fleet.get(vm.id).is_none() {
+            return;
+        }
+        let known = problems.insert(vm.name.clone(), problem.to_owned());
+        if known.as_deref() != Some(problem) {
+            tracing::error!(vm = vm.name, problem, "cannot fold history");
+        }
     }
 
     async fn collect_if_due(&self, core: &Arc<Core>, now: bool) {
@@ -339,9 +379,19 @@ impl Retention {
     }
 }
 
-/// Removes files that stayed because a clone had them from its last read below.
+/// Those that a first fold makes independent of another's history come last: it takes the most space, and what the others
+/// give back helps it.
+fn in_order(vms: Vec<Arc<Vm>>) -> Vec<Arc<Vm>> {
+    let branch = |vm: &Arc<Vm>| vm.log.journal().is_ok_and(|journal| journal.branch_point().is_some());
+    let (branches, mut ordered): (Vec<_>, Vec<_>) = vms.into_iter().partition(branch);
+    ordered.extend(branches);
+    ordered
+}
+
+/// Removes files that stayed because a clone had them from its last read, of this one or below.
 fn remove_what_clones_kept(core: &Core, vm: &Vm, journal: &Journal) -> Result<(), String> {
-    for clone in core.fleet.all().iter().filter(|clone| clone.parent() == Some(vm.id)) {
+    core.clones.let_go(vm.id);
+    for clone in core.fleet.clones_of(vm.id) {
         if let Ok(branch) = clone.log.journal() {
             branch.let_go_below();
         }

@@ -1,5 +1,6 @@
 //! The pins by which bookmarks are held and locked. Their names keep the bookmarks' names, also without a catalog.
 
+use tidemark_journal::timeline::TimelineError;
 use tidemark_journal::{Journal, Pin, PinKind};
 use tidemark_proto::ids::VmId;
 
@@ -19,7 +20,7 @@ pub(crate) fn bookmark_of(pin: &Pin) -> Option<&str> {
 }
 
 /// Gives held bookmarks back to a catalog that lacks them: the marker of one that outlived its window is in no log any
-/// more. How many.
+/// more. Not those whose hold has ended by `now_us`, the clock of locks, nor those whose point is gone. How many.
 ///
 /// # Errors
 /// When the catalog fails.
@@ -27,17 +28,24 @@ pub(crate) async fn rebuild_held(
     catalog: &Catalog,
     vm: VmId,
     journal: &Journal,
+    now_us: u64,
 ) -> Result<usize, CatalogError> {
     let known = catalog.bookmarks(vm).await?;
     let mut rebuilt = std::collections::BTreeSet::new();
+    let now_us = now_us.max(journal.retention_clock());
+    let timeline = journal.timeline();
     for pin in journal.pins() {
         let Some(name) = bookmark_of(&pin) else { continue };
         if known.iter().any(|row| row.name == name) || rebuilt.contains(name) {
             continue;
         }
+        let ended = pin.until_us.is_some_and(|until_us| until_us <= now_us);
+        if ended || matches!(timeline.check(pin.lsn, &[]), Err(TimelineError::Refused(_))) {
+            continue;
+        }
         let snapshots = journal.snapshots();
         let kept = snapshots.iter().find(|kept| kept.lsn == pin.lsn).map(|kept| kept.time_us);
-        let time_us = kept.or_else(|| journal.timeline().time_of(pin.lsn).ok()).unwrap_or(0);
+        let time_us = kept.or_else(|| timeline.time_of(pin.lsn).ok()).unwrap_or(0);
         let id = uuid::Uuid::new_v4().to_string();
         let row = BookmarkRow::new(id, vm, name.to_owned(), pin.lsn, time_us, CRASH);
         match catalog.add_bookmark(&row).await {

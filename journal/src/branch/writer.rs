@@ -63,6 +63,12 @@ impl BranchWriter {
         view
     }
 
+    /// Lets go of the view that reads are served from, and so of files that nothing else needs, and of what lay below the
+    /// branch before it was folded. The next read looks again: without one it would be kept for ever.
+    pub fn let_go(&self) {
+        *lock(&self.view) = None;
+    }
+
     /// The disks, by id.
     #[must_use]
     pub fn disks(&self, journal: &Journal) -> Vec<ViewDisk> {

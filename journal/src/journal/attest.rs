@@ -137,19 +137,20 @@ impl Journal {
         };
         let Some(sealed) = due else { return Ok(()) };
         let hash = sound_content_hash(self.storage.as_ref(), &self.key, sealed.ordinal, sealed.last_hash);
-        // What is damaged or cannot be read stays without a hash until the journal is opened again, `verify` says so, and
-        // those behind it get theirs.
-        self.old_hashed.store(sealed.ordinal + 1, Ordering::Relaxed);
+        let done = || self.old_hashed.store(sealed.ordinal + 1, Ordering::Relaxed);
         let problem = match hash {
             Ok(Some(hash)) => {
                 let _syncing = lock(&self.syncing);
-                return self
-                    .put_record(&Record::Content(sealed.ordinal, hash))
-                    .map_err(super::sync::as_sync_error);
+                // Where there is no space for the record, the next call hashes it again.
+                let put = self.put_record(&Record::Content(sealed.ordinal, hash));
+                return put.map(|()| done()).map_err(super::sync::as_sync_error);
             }
             Ok(None) => "it is damaged".to_owned(),
             Err(error) => error.to_string(),
         };
+        // What is damaged or cannot be read stays without a hash until the journal is opened again, `verify` says so, and
+        // those behind it get theirs.
+        done();
         // One that was folded meanwhile is missed by nobody.
         if lock(&self.manifest).state().sealed.contains_key(&sealed.ordinal) {
             lock(&self.unhashed).push((sealed.ordinal, problem));

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::index::read_directory;
 use super::pack::Stored;
+use super::put::index_bytes;
 use super::state::{PackState, State, lock};
 use super::{ChunkId, ChunkStore, KeyDomain, PackId, StoreError, limits};
 use crate::wire::size;
@@ -167,16 +168,19 @@ impl Collection {
             }
             candidates(&state, marks, options.fill_percent, store.options.pack_bytes as u64)
         };
-        for pack in dead {
-            match self.directory(&pack) {
-                Ok(chunks) => {
-                    if store.drop_pack(&pack, &chunks, &mut report)? {
-                        report.dropped_packs += 1;
+        for step in dead.chunks(limits::DELETED_STEP_PACKS) {
+            for pack in step {
+                match self.directory(pack) {
+                    Ok(chunks) => {
+                        if store.drop_pack(pack, &chunks, &mut report)? {
+                            report.dropped_packs += 1;
+                        }
                     }
+                    Err(StoreError::Pack { .. }) => report.kept_packs += 1,
+                    Err(error) => return Err(error),
                 }
-                Err(StoreError::Pack { .. }) => report.kept_packs += 1,
-                Err(error) => return Err(error),
             }
+            self.settle()?;
         }
         for step in sparse.chunks(limits::REPACK_STEP_PACKS) {
             if store.room(self.live_bytes(step)).is_ok() {
@@ -192,9 +196,15 @@ impl Collection {
                 }
             }
         }
-        store.folder.sync().map_err(|error| store.poison(error))?;
-        store.index.sync().map_err(|error| store.poison(error))?;
+        self.settle()?;
         Ok(report)
+    }
+
+    /// Makes what was deleted so far durable, so that the index can use again what that gave back.
+    fn settle(&self) -> Result<(), StoreError> {
+        let store = &self.store;
+        store.folder.sync().map_err(|error| store.poison(error))?;
+        store.index.sync().map_err(|error| store.poison(error))
     }
 
     /// The directory as the pack has it, if the index agrees: marks are by number, and a wrong one would free what lives.
@@ -211,12 +221,16 @@ impl Collection {
         Ok(chunks)
     }
 
-    /// What moving the live chunks of some packs writes at most.
+    /// What moving the live chunks of some packs writes at most, into packs and into the index.
     fn live_bytes(&self, packs: &[PackId]) -> u64 {
         let state = self.store.state();
         let marks = state.marks.as_ref();
-        let live = |pack| marks.and_then(|marks| marks.packs.get(pack)).map_or(0, |live| live.bytes);
-        let open = state.memory_bytes() as u64;
+        let live = |pack| {
+            marks
+                .and_then(|marks| marks.packs.get(pack))
+                .map_or(0, |live| live.bytes.saturating_add(index_bytes(live.chunks as usize)))
+        };
+        let open = state.room_bytes();
         packs.iter().map(live).sum::<u64>().saturating_add(open)
     }
 

@@ -75,6 +75,14 @@ pub mod limits {
     /// Packs that one step of a sweep repacks before the old ones are deleted: bounds the space a sweep takes.
     pub const REPACK_STEP_PACKS: usize = 16;
 
+    /// Packs that a sweep deletes before what it did to the index is durable. The index takes new pages for what is not, so
+    /// without this a large collection on a full disk would eat [`FLOOR_BYTES`] before it gives anything back.
+    pub const DELETED_STEP_PACKS: usize = 16;
+
+    /// Bytes that the index may need to note one chunk: a page, where chunks' ids lie apart from each other. Asked for beside
+    /// each pack that is written.
+    pub const INDEX_CHUNK_BYTES: u64 = 4096;
+
     /// Small packs of one domain that are merged: fewer are left alone, so that a store that is flushed often does
     /// not rewrite the same chunks at each collection.
     pub const SMALL_PACKS_MERGED: usize = 8;

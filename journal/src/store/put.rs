@@ -13,7 +13,19 @@ use super::{ChunkId, ChunkStore, KeyDomain, PackId, StoreError, limits};
 use crate::storage::StorageErrorKind;
 use crate::wire::length;
 
+/// What noting so many chunks may take of the index.
+pub(super) fn index_bytes(chunks: usize) -> u64 {
+    (chunks as u64).saturating_mul(limits::INDEX_CHUNK_BYTES)
+}
+
 impl State {
+    /// Bytes that writing the packs in memory takes at most, into the folder and the index.
+    pub(super) fn room_bytes(&self) -> u64 {
+        let packs = self.open.values().chain(self.full.values().map(Arc::as_ref));
+        let chunks = packs.map(|pack| pack.chunks().len()).sum();
+        (self.memory_bytes() as u64).saturating_add(index_bytes(chunks))
+    }
+
     /// Whether a chunk is in a pack that is not in the index yet.
     pub(super) fn in_memory(&self, id: &ChunkId) -> bool {
         self.open.values().chain(self.full.values().map(Arc::as_ref)).any(|pack| pack.find(id).is_some())
@@ -111,7 +123,7 @@ impl ChunkStore {
         loop {
             let next = self.state().full.first_key_value().map(|(id, pack)| (*id, Arc::clone(pack)));
             let Some((id, pack)) = next else { return Ok(()) };
-            self.room(pack.bytes().len() as u64)?;
+            self.room((pack.bytes().len() as u64).saturating_add(index_bytes(pack.chunks().len())))?;
             self.put_pack(&id, pack.bytes())?;
             let info = PackInfo {
                 salt: pack.salt,
