@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tidemark_journal::PinKind;
+use tidemark_journal::{Journal, PinKind};
 use tidemark_proto::ids::VmId;
 
 use super::{CloneError, PIN_TIME_US, kept_by_pins, of_pin, pin_name};
@@ -104,9 +104,9 @@ fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
     core.metrics.forget(&clone.name);
     clone.log.close("the clone was removed");
     // From here on it is gone; what fails now is done at the next start.
-    let parent = clone.parent().and_then(|parent| core.fleet.get(parent));
-    if let Some(Ok(journal)) = parent.map(|parent| parent.log.writable())
-        && let Err(error) = journal.revoke_pin(&pin_name(clone.id), PIN_TIME_US)
+    let pin = pin_name(clone.id);
+    if let Some(journal) = holder(core, clone, &pin)
+        && let Err(error) = journal.revoke_pin(&pin, PIN_TIME_US)
     {
         tracing::warn!(%error, clone = clone.name, "cannot revoke the pin of a removed clone yet");
     }
@@ -114,4 +114,13 @@ fn take_away(core: &Core, clone: &Vm) -> Result<(), CloneError> {
         tracing::warn!(%error, folder = %doomed.display(), "cannot delete a removed clone's folder yet");
     }
     Ok(())
+}
+
+/// The journal that keeps a clone's point. A clone that is down does not say what it was made from; the pin does.
+fn holder(core: &Core, clone: &Vm, pin: &str) -> Option<Arc<Journal>> {
+    if let Some(parent) = clone.parent().and_then(|parent| core.fleet.get(parent)) {
+        return parent.log.writable().ok();
+    }
+    let mut journals = core.fleet.with_clones().into_iter().filter_map(|vm| vm.log.writable().ok());
+    journals.find(|journal| journal.pins().iter().any(|held| held.name == pin))
 }

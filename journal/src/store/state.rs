@@ -193,8 +193,11 @@ impl ChunkStore {
         if self.poisoned.load(Ordering::SeqCst) { Err(StoreError::Poisoned) } else { Ok(()) }
     }
 
-    /// Whether so many bytes may be written and the floor stays free.
+    /// Whether so many bytes may be written and the floor stays free. Without a floor nobody looks.
     pub(super) fn room(&self, bytes: u64) -> Result<(), StoreError> {
+        if self.options.floor_bytes == 0 {
+            return Ok(());
+        }
         match self.storage.free_bytes()? {
             Some(free) if free < bytes.saturating_add(self.options.floor_bytes) => Err(StoreError::Full),
             _ => Ok(()),

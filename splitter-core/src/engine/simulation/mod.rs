@@ -75,9 +75,10 @@ fn verifies_of_what_nobody_corrupted_open_no_gap() {
     }
 }
 
+/// False differences call a disk in doubt as a whole, which ends further ones: rarer, so more seeds.
 #[test]
 fn verifies_that_do_not_mind_writes_are_caught() {
-    let caught = (0..300).filter(|seed| run_verifying(*seed, Broken::VerifyUnordered).is_err()).count();
+    let caught = (0..900).filter(|seed| run_verifying(*seed, Broken::VerifyUnordered).is_err()).count();
     assert!(caught > 20, "{caught}");
 }
 
