@@ -12,9 +12,8 @@ use tidemark_proto::v1::retention_client::RetentionClient;
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
     ApplyPoliciesRequest, AssignPolicyRequest, CloneInfo, CloneName, CreateCloneRequest, Empty,
-    ExportCloneRequest, ExportInfo, FlushCloneRequest, ListPointsRequest, OpenCloneRequest, OpenViewRequest,
-    PoliciesReply, ReadViewRequest, RemoveVmRequest, RunRetentionRequest, StartExportRequest,
-    StopExportRequest, When, WriteCloneRequest,
+    ExportCloneRequest, ExportInfo, FlushCloneRequest, ListPointsRequest, OpenCloneRequest, PoliciesReply,
+    RemoveVmRequest, RunRetentionRequest, StartExportRequest, StopExportRequest, When, WriteCloneRequest,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -55,22 +54,6 @@ async fn export(site: &Site, name: &str) -> Result<ExportInfo, Status> {
 
 async fn stop(site: &Site, export: &ExportInfo) {
     site.console().await.stop_export(StopExportRequest { id: export.id.clone() }).await.unwrap();
-}
-
-/// The bytes of the disk of a VM or clone as of a point.
-async fn content(site: &Site, vm: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
-    let mut console = site.console().await.max_decoding_message_size(64 << 20);
-    let request = OpenViewRequest { vm: vm.into(), at, disk: String::new() };
-    let mut held = console.open_view(request).await?.into_inner();
-    let view_id = held.message().await?.unwrap().view_id;
-    let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
-    let mut chunks = console.read_view(request).await?.into_inner();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.message().await? {
-        bytes.extend_from_slice(&chunk.data);
-        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
-    }
-    Ok(bytes)
 }
 
 fn pins(site: &Site, vm: &str) -> usize {
@@ -124,12 +107,12 @@ async fn a_clone_is_its_point_wherever_a_vm_can_be_named() {
     let made = create(&site, "web-1", lsn(ones), "copy").await.unwrap();
     assert_eq!((made.parent.as_str(), made.lsn, made.latest_lsn), ("web-1", ones, ones));
     assert_eq!(
-        content(&site, "copy", latest()).await.unwrap(),
-        content(&site, "web-1", lsn(ones)).await.unwrap()
+        site.content("copy", latest()).await.unwrap(),
+        site.content("web-1", lsn(ones)).await.unwrap()
     );
     assert_ne!(
-        content(&site, "copy", latest()).await.unwrap(),
-        content(&site, "web-1", lsn(twos)).await.unwrap()
+        site.content("copy", latest()).await.unwrap(),
+        site.content("web-1", lsn(twos)).await.unwrap()
     );
     // Read-only exports and points work by its name; VMs are listed without it.
     let request = StartExportRequest { vm: "copy".into(), at: latest(), ..Default::default() };
@@ -170,7 +153,7 @@ async fn a_clone_is_its_point_wherever_a_vm_can_be_named() {
 async fn nbd_clients_write_into_a_clone_and_each_write_is_a_point() {
     let site = Site::start().await;
     let (_guest, ones, _) = protected(&site, "web-1").await;
-    let before = content(&site, "web-1", latest()).await.unwrap();
+    let before = site.content("web-1", latest()).await.unwrap();
     create(&site, "web-1", lsn(ones), "copy").await.unwrap();
     let started = export(&site, "copy").await.unwrap();
     assert!(started.lsn == ones, "{started:?}");
@@ -201,21 +184,20 @@ async fn nbd_clients_write_into_a_clone_and_each_write_is_a_point() {
     if succeed("nbdcopy", &["--flush", &shown(&source), &started.uri]).await {
         succeed("nbdcopy", &[&started.uri, &shown(&back)]).await;
         assert!(std::fs::read(&back).unwrap() == bytes);
-        assert!(content(&site, "copy", latest()).await.unwrap() == bytes);
+        assert!(site.content("copy", latest()).await.unwrap() == bytes);
         assert!(
-            content(&site, "copy", lsn(ones)).await.unwrap()
-                == content(&site, "web-1", lsn(ones)).await.unwrap()
+            site.content("copy", lsn(ones)).await.unwrap() == site.content("web-1", lsn(ones)).await.unwrap()
         );
     }
-    assert!(content(&site, "web-1", latest()).await.unwrap() == before, "the parent knows nothing of it");
+    assert!(site.content("web-1", latest()).await.unwrap() == before, "the parent knows nothing of it");
     let points = ListPointsRequest { vm: "copy".into(), ..Default::default() };
     let windows = site.console().await.list_points(points).await.unwrap().into_inner().windows;
     assert!(windows.len() == 1 && windows[0].from_lsn == ones && windows[0].to_lsn > ones + 8, "{windows:?}");
     // A clone of a middle point of the clone.
     let middle = ones + 1;
     create(&site, "copy", lsn(middle), "copy-2").await.unwrap();
-    let expected = content(&site, "copy", lsn(middle)).await.unwrap();
-    assert!(content(&site, "copy-2", latest()).await.unwrap() == expected);
+    let expected = site.content("copy", lsn(middle)).await.unwrap();
+    assert!(site.content("copy-2", latest()).await.unwrap() == expected);
     stop(&site, &started).await;
 }
 
@@ -254,15 +236,15 @@ async fn what_was_flushed_survives_a_kill_and_clones_are_there_or_not() {
         let _ = tokio::time::timeout(std::time::Duration::from_millis(2), remove(&site, &name)).await;
         site.kill();
         site.spawn(&[]).await;
-        let now = content(&site, "copy", latest()).await.unwrap();
+        let now = site.content("copy", latest()).await.unwrap();
         for (offset, byte) in &written {
             let from = usize::try_from(*offset).unwrap();
             assert!(now[from..from + 100_000].iter().all(|found| found == byte), "{offset}");
         }
         for clone in list(&site).await {
             assert_eq!(clone.problem, "", "{}", clone.name);
-            let expected = content(&site, "web-1", lsn(clone.lsn)).await.unwrap();
-            assert!(content(&site, &clone.name, lsn(clone.lsn)).await.unwrap() == expected);
+            let expected = site.content("web-1", lsn(clone.lsn)).await.unwrap();
+            assert!(site.content(&clone.name, lsn(clone.lsn)).await.unwrap() == expected);
         }
     }
     // Every clone has its pin, and no pin is without its clone.
@@ -354,7 +336,7 @@ async fn a_clone_whose_clone_is_down_cannot_be_removed_even_when_it_is_down_itse
         std::fs::write(path, good).unwrap();
     }
     site.restart().await;
-    let ones_block = content(&site, "copy-2", latest()).await.unwrap();
+    let ones_block = site.content("copy-2", latest()).await.unwrap();
     assert_eq!(ones_block[..64 << 10], vec![1; 64 << 10]);
     site.stop().await;
     for path in [&first, &second] {
@@ -388,7 +370,7 @@ async fn nobody_removes_a_clone_with_a_locked_point() {
         refused.code() == Code::FailedPrecondition && said.contains("'law' are locked until"),
         "{refused}"
     );
-    assert_eq!(content(&site, "law", latest()).await.unwrap()[..64 << 10], vec![1; 64 << 10]);
+    assert_eq!(site.content("law", latest()).await.unwrap()[..64 << 10], vec![1; 64 << 10]);
     // Negative control: a lock that has ended keeps nothing.
     remove(&site, "over").await.unwrap();
 }
@@ -422,12 +404,12 @@ async fn a_clone_is_folded_by_its_policy_and_needs_its_vm_no_more() {
         volume.write_at(disk, (round % 8) << 20, &block[usize::try_from(round).unwrap()..]).unwrap();
         volume.flush().unwrap();
     }
-    let expected = content(&site, "copy", latest()).await.unwrap();
+    let expected = site.content("copy", latest()).await.unwrap();
     tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
     let run = RunRetentionRequest { vm: "copy".into() };
     let done = retention.run_retention(run.clone()).await.unwrap().into_inner().vms.remove(0);
     assert!(done.problem.is_empty() && done.folded_bytes > 0 && done.base_lsn > ones, "{done:?}");
-    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    assert!(site.content("copy", latest()).await.unwrap() == expected);
     // The pin goes once nobody reads what was there before: the console's last view of it ends some time after its stream.
     // What the volume keeps for the next read is no reason to wait for a start.
     let mut looks = 0;
@@ -444,13 +426,13 @@ async fn a_clone_is_folded_by_its_policy_and_needs_its_vm_no_more() {
     let listed = list(&site).await.remove(0);
     assert_eq!((listed.parent.as_str(), listed.lsn, listed.problem.as_str()), ("", 0, ""));
     site.console().await.remove_vm(RemoveVmRequest { name: "web-1".into() }).await.unwrap();
-    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    assert!(site.content("copy", latest()).await.unwrap() == expected);
     site.restart().await;
-    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    assert!(site.content("copy", latest()).await.unwrap() == expected);
     // What it has in the store stays through collections.
     let freed = tidemark_appliance::retention::collect(site.appliance().core());
     assert!(freed.is_ok(), "{freed:?}");
-    assert!(content(&site, "copy", latest()).await.unwrap() == expected);
+    assert!(site.content("copy", latest()).await.unwrap() == expected);
     let export = export(&site, "copy").await.unwrap();
     stop(&site, &export).await;
     remove(&site, "copy").await.unwrap();
@@ -468,23 +450,6 @@ fn golden() -> Vec<u8> {
 async fn create_from(site: &Site, template: &str, name: &str) -> Result<CloneInfo, Status> {
     let request = CreateCloneRequest { name: name.into(), template: template.into(), ..Default::default() };
     Ok(clones(site).await.create_clone(request).await?.into_inner())
-}
-
-/// The content of a clone of the template, which has its size.
-async fn of_template(site: &Site, name: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
-    let mut console = site.console().await.max_decoding_message_size(64 << 20);
-    let request = OpenViewRequest { vm: name.into(), at, disk: String::new() };
-    let mut held = console.open_view(request).await?.into_inner();
-    let view = held.message().await?.unwrap();
-    let length = view.disks[0].size_bytes;
-    let request = ReadViewRequest { view_id: view.view_id, disk: "disk-1".into(), offset: 0, length };
-    let mut chunks = console.read_view(request).await?.into_inner();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.message().await? {
-        bytes.extend_from_slice(&chunk.data);
-        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
-    }
-    Ok(bytes)
 }
 
 /// Writes into a clone and flushes.
@@ -520,17 +485,17 @@ async fn a_clone_of_a_template_is_its_content_and_a_clone_like_every_other() {
         ("golden", "", 0, 0)
     );
     assert_eq!(made.disks[0].size_bytes, golden.len() as u64);
-    assert!(of_template(&site, "web-1", latest()).await.unwrap() == golden);
-    assert!(of_template(&site, "web-1", lsn(0)).await.unwrap() == golden);
+    assert!(site.content("web-1", latest()).await.unwrap() == golden);
+    assert!(site.content("web-1", lsn(0)).await.unwrap() == golden);
     let ago = Some(When { point: Some(Point::TimeUs(made.created_us)) });
-    assert!(of_template(&site, "web-1", ago).await.unwrap() == golden);
+    assert!(site.content("web-1", ago).await.unwrap() == golden);
     let before = Some(When { point: Some(Point::TimeUs(made.created_us - 1_000_000)) });
-    let refused = of_template(&site, "web-1", before).await.unwrap_err();
+    let refused = site.content("web-1", before).await.unwrap_err();
     assert!(
         refused.message().contains("the nearest point is lsn:0") && refused.message().contains("after"),
         "{refused}"
     );
-    let refused = of_template(&site, "web-1", lsn(1)).await.unwrap_err();
+    let refused = site.content("web-1", lsn(1)).await.unwrap_err();
     assert!(refused.message().contains("after the latest"), "{refused}");
     // What cannot be a clone.
     for (template, name, code) in [
@@ -571,10 +536,10 @@ async fn a_clone_of_a_template_is_its_content_and_a_clone_like_every_other() {
         let named: Vec<_> = listed.iter().map(|one| (one.name.as_str(), one.template.as_str())).collect();
         assert_eq!(named, [("web-1", "golden"), ("web-1-after", ""), ("web-1-before", "")]);
         collect(&site);
-        assert!(of_template(&site, "web-1", latest()).await.unwrap() == written);
-        assert!(of_template(&site, "web-1", lsn(0)).await.unwrap() == golden);
-        assert!(of_template(&site, "web-1-before", latest()).await.unwrap() == golden);
-        assert!(of_template(&site, "web-1-after", latest()).await.unwrap() == written);
+        assert!(site.content("web-1", latest()).await.unwrap() == written);
+        assert!(site.content("web-1", lsn(0)).await.unwrap() == golden);
+        assert!(site.content("web-1-before", latest()).await.unwrap() == golden);
+        assert!(site.content("web-1-after", latest()).await.unwrap() == written);
     }
     let export = export(&site, "web-1").await.unwrap();
     if succeed("qemu-io", &["--version"]).await {
@@ -600,7 +565,7 @@ async fn a_clone_keeps_the_content_even_when_the_record_of_its_template_is_lost(
     std::fs::remove_file(site.settings.data.join("objects").join(&object.id)).unwrap();
     site.restart().await;
     collect(&site);
-    assert!(of_template(&site, "web-1", latest()).await.unwrap() == golden);
+    assert!(site.content("web-1", latest()).await.unwrap() == golden);
     assert_eq!(list(&site).await[0].template, object.id, "by its id, as it has no name any more");
     // The negative control: without the clone the chunks are gone.
     remove(&site, "web-1").await.unwrap();
@@ -626,10 +591,10 @@ async fn a_clone_of_a_template_that_was_being_made_is_there_or_not_after_a_kill(
         }
         site.kill();
         site.spawn(&[]).await;
-        assert!(of_template(&site, "kept", latest()).await.unwrap() == written);
+        assert!(site.content("kept", latest()).await.unwrap() == written);
         for clone in list(&site).await {
             assert_eq!((clone.problem.as_str(), clone.template.as_str()), ("", "golden"), "{}", clone.name);
-            assert!(of_template(&site, &clone.name, lsn(0)).await.unwrap() == golden, "{}", clone.name);
+            assert!(site.content(&clone.name, lsn(0)).await.unwrap() == golden, "{}", clone.name);
         }
     }
     let clones = list(&site).await;

@@ -16,7 +16,7 @@ use tidemark_appliance::settings::Settings;
 use tidemark_journal::store::ChunkId;
 use tidemark_proto::v1::clones_client::ClonesClient;
 use tidemark_proto::v1::when::Point;
-use tidemark_proto::v1::{CreateCloneRequest, Empty, OpenViewRequest, ReadViewRequest, When};
+use tidemark_proto::v1::{CreateCloneRequest, Empty, When};
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -81,7 +81,7 @@ impl Folder {
         let store = site.appliance().core().images.store();
         assert_eq!(store.get(&self.chunk).unwrap().as_ref(), chunk());
         for name in ["web-1", "copy"] {
-            let read = content(&site, name).await;
+            let read = site.content(name, latest()).await.unwrap();
             assert_eq!(read[..64 << 10], vec![7; 64 << 10], "{name}");
             let log = &site.appliance().core().fleet.by_name(name).unwrap().log;
             assert!(log.journal().unwrap().is_encrypted() && log.problem().is_none(), "{name}");
@@ -90,21 +90,6 @@ impl Folder {
         assert!(pending(&DataDir::open(&settings.data).unwrap()).unwrap().is_none());
         assert!(!settings.data.join("ca/store-next.key").exists());
     }
-}
-
-async fn content(site: &Site, vm: &str) -> Vec<u8> {
-    let mut console = site.console().await.max_decoding_message_size(64 << 20);
-    let request = OpenViewRequest { vm: vm.into(), at: latest(), disk: String::new() };
-    let mut held = console.open_view(request).await.unwrap().into_inner();
-    let view_id = held.message().await.unwrap().unwrap().view_id;
-    let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
-    let mut chunks = console.read_view(request).await.unwrap().into_inner();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.message().await.unwrap() {
-        bytes.extend_from_slice(&chunk.data);
-        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
-    }
-    bytes
 }
 
 async fn refused(settings: &Settings) -> String {

@@ -10,8 +10,7 @@ use tidemark_proto::limits::PIECE_BYTES;
 use tidemark_proto::pieces::{self, HashKey, Piece, ZEROES};
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
-    BaseBlocks, Frame, GapCause, OpenViewRequest, ReadViewRequest, When, WriteEntry, appliance_message,
-    frame, splitter_message,
+    BaseBlocks, Frame, GapCause, When, WriteEntry, appliance_message, frame, splitter_message,
 };
 
 const DISK_BYTES: u64 = 8 << 20;
@@ -129,19 +128,7 @@ async fn complete(guest: &mut Guest, stream: &mut Stream) {
 
 /// The disk as of its newest point.
 async fn latest(site: &Site, vm: &str) -> Vec<u8> {
-    let mut console = site.console().await.max_decoding_message_size(64 << 20);
-    let at = Some(When { point: Some(Point::Latest(true)) });
-    let request = OpenViewRequest { vm: vm.into(), at, disk: String::new() };
-    let mut held = console.open_view(request).await.unwrap().into_inner();
-    let view_id = held.message().await.unwrap().unwrap().view_id;
-    let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
-    let mut chunks = console.read_view(request).await.unwrap().into_inner();
-    let mut bytes = Vec::new();
-    while let Some(chunk) = chunks.message().await.unwrap() {
-        bytes.extend_from_slice(&chunk.data);
-        bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
-    }
-    bytes
+    site.content(vm, Some(When { point: Some(Point::Latest(true)) })).await.unwrap()
 }
 
 fn template_bytes(site: &Site, vm: &str) -> u64 {

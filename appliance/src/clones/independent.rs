@@ -1,5 +1,7 @@
 //! A clone whose own history was folded into images needs what it was made from no more.
 
+use tidemark_proto::ids::VmId;
+
 use super::{PIN_TIME_US, pin_name};
 use crate::core::Core;
 use crate::fleet::Vm;
@@ -20,13 +22,8 @@ pub(crate) fn let_parent_go(core: &Core, clone: &Vm) {
         return;
     }
     // Its base is images by now; what was read before is kept for the next read, here and by its own clones.
-    core.clones.let_go(clone.id);
     own.let_go_below();
-    for grandchild in core.fleet.clones_of(clone.id) {
-        if let Ok(branch) = grandchild.log.journal() {
-            branch.let_go_below();
-        }
-    }
+    let_views_go(core, clone.id);
     // What is not known to be independent is not.
     if own.needs_parent() {
         return;
@@ -38,5 +35,16 @@ pub(crate) fn let_parent_go(core: &Core, clone: &Vm) {
             tracing::info!(clone = clone.name, of = parent.name, "the clone is independent now");
         }
         Err(error) => tracing::warn!(%error, clone = clone.name, "cannot revoke the pin of a clone yet"),
+    }
+}
+
+/// Ends the views of a VM or clone that writers and clones of it keep for their next read. Until then they keep files and
+/// images that were given up.
+pub(crate) fn let_views_go(core: &Core, of: VmId) {
+    core.clones.let_go(of);
+    for clone in core.fleet.clones_of(of) {
+        if let Ok(branch) = clone.log.journal() {
+            branch.let_go_below();
+        }
     }
 }

@@ -17,7 +17,7 @@ mod remove;
 mod startup;
 mod volume;
 
-pub(crate) use independent::let_parent_go;
+pub(crate) use independent::{let_parent_go, let_views_go};
 pub use make::{Below, CloneError, create};
 pub(crate) use needed::kept_by_pins;
 pub use registry::{Clones, HeldVolume, VolumeLease};

@@ -390,12 +390,7 @@ fn in_order(vms: Vec<Arc<Vm>>) -> Vec<Arc<Vm>> {
 
 /// Removes files that stayed because a clone had them from its last read, of this one or below.
 fn remove_what_clones_kept(core: &Core, vm: &Vm, journal: &Journal) -> Result<(), String> {
-    core.clones.let_go(vm.id);
-    for clone in core.fleet.clones_of(vm.id) {
-        if let Ok(branch) = clone.log.journal() {
-            branch.let_go_below();
-        }
-    }
+    crate::clones::let_views_go(core, vm.id);
     journal.drop_folded().map(drop).map_err(|error| error.to_string())
 }
 

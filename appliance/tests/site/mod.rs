@@ -25,7 +25,10 @@ use tidemark_proto::tls::SERVER_NAME;
 use tidemark_proto::token::Token;
 use tidemark_proto::v1::console_client::ConsoleClient;
 use tidemark_proto::v1::enrolment_client::EnrolmentClient;
-use tidemark_proto::v1::{CreateTokenRequest, Empty, EnrolRequest, EnrolResponse, ListVmsRequest, VmInfo};
+use tidemark_proto::v1::{
+    CreateTokenRequest, Empty, EnrolRequest, EnrolResponse, ListVmsRequest, OpenViewRequest, ReadViewRequest,
+    VmInfo, When,
+};
 use tonic::Status;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
@@ -197,6 +200,23 @@ impl Site {
         let token = self.token(name, false).await;
         let (enrolled, key) = self.enrol(&token).await.unwrap();
         Guest::new(enrolled, key, disk_bytes)
+    }
+
+    /// All of the first disk of a VM or clone as of a point.
+    pub(crate) async fn content(&self, vm: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
+        let mut console = self.console().await.max_decoding_message_size(64 << 20);
+        let request = OpenViewRequest { vm: vm.into(), at, disk: String::new() };
+        let mut held = console.open_view(request).await?.into_inner();
+        let view = held.message().await?.unwrap();
+        let length = view.disks[0].size_bytes;
+        let request = ReadViewRequest { view_id: view.view_id, disk: "disk-1".into(), offset: 0, length };
+        let mut chunks = console.read_view(request).await?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = chunks.message().await? {
+            bytes.extend_from_slice(&chunk.data);
+            bytes.resize(bytes.len() + usize::try_from(chunk.zero_bytes).unwrap(), 0);
+        }
+        Ok(bytes)
     }
 
     pub(crate) async fn vm(&self, name: &str) -> VmInfo {
