@@ -127,6 +127,17 @@ pub struct StatusReport {
     pub disks: Vec<DiskReport>,
 }
 
+/// Up to where everything is at the appliance; see [`Engine::synced`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Synced {
+    /// The kernel's generation in which this holds.
+    pub generation: u32,
+    /// Ring position.
+    pub ring_position: u64,
+    /// Number of the heartbeat's frame: another one with the same position says that it still holds.
+    pub seq: u64,
+}
+
 /// Where the ring's reader stands.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Reader {
@@ -167,6 +178,13 @@ pub struct Engine {
     pub(super) barriers: VecDeque<Barrier>,
     pub(super) heartbeat_us: u64,
     pub(super) heartbeat_due_us: u64,
+    /// Somebody waits for the next heartbeat.
+    pub(super) heartbeat_wanted: bool,
+    /// Clean heartbeats outside gaps that are not acknowledged: up to where each speaks. They are frames of
+    /// the window, which bounds them.
+    pub(super) clean_ends: VecDeque<Synced>,
+    /// The newest of them that was.
+    pub(super) synced: Option<Synced>,
     /// A witness mismatch is accepted once the frame with this number is acknowledged.
     pub(super) witness_seq: Option<u64>,
     pub(super) clock: ClockEstimate,
@@ -201,6 +219,24 @@ impl Engine {
     #[must_use]
     pub fn acked_lsn(&self) -> u64 {
         self.window.acked().lsn
+    }
+
+    /// The ring position up to which every write is durable at the appliance as a point that it offers: that of the newest
+    /// acknowledged heartbeat that was clean, with no gap of any disk open.
+    ///
+    /// A write is covered when, after it had completed, the kernel's generation was at most `generation` and the ring's
+    /// end at most `ring_position`: a miss raises the generation before the write goes to the hardware.
+    pub fn synced(&mut self) -> Option<Synced> {
+        let acked = self.window.acked().seq;
+        while let Some(synced) = self.clean_ends.pop_front_if(|end| end.seq <= acked) {
+            self.synced = Some(synced);
+        }
+        self.synced
+    }
+
+    /// Asks for a heartbeat at the present end of the ring, as somebody waits for what was written.
+    pub fn want_heartbeat(&mut self) {
+        self.heartbeat_wanted = true;
     }
 
     /// The next notice.
@@ -341,9 +377,10 @@ impl Engine {
 
     fn schedule_heartbeat(&mut self, kernel: &Kernel<'_>, now_us: u64) {
         let waiting = self.barriers.iter().any(|barrier| matches!(barrier.kind, BarrierKind::Heartbeat));
-        if !self.connected || waiting || now_us < self.heartbeat_due_us {
+        if !self.connected || waiting || (now_us < self.heartbeat_due_us && !self.heartbeat_wanted) {
             return;
         }
+        self.heartbeat_wanted = false;
         self.heartbeat_due_us = now_us.saturating_add(self.heartbeat_us);
         let position = kernel.ring.producer();
         self.barriers.push_back(Barrier { position, boottime_us: now_us, kind: BarrierKind::Heartbeat });
@@ -386,6 +423,8 @@ impl Engine {
             self.clean_lsn = self.lsn;
             self.verify.beat();
         }
+        let open = |disk: &Disk| disk.gap_from.is_some() || disk.stale_line;
+        let generation = self.kernel_generation.filter(|_| clean && !self.disks.values().any(open));
         let report = self.report(kernel);
         let disks = report
             .disks
@@ -408,7 +447,10 @@ impl Engine {
             rss_bytes: self.settings.rss_bytes,
             disks,
         };
-        self.push_frame(Body::Heartbeat(body));
+        let seq = self.push_frame(Body::Heartbeat(body));
+        if let Some(generation) = generation {
+            self.clean_ends.push_back(Synced { generation, ring_position: self.at.position, seq });
+        }
         Ok(())
     }
 
@@ -479,6 +521,8 @@ impl Engine {
         self.copy = Copy::default();
         self.questions.clear();
         self.verify.disconnected();
+        self.clean_ends.clear();
+        self.synced = None;
         self.witness_seq = None;
     }
 }

@@ -38,7 +38,7 @@ mod simulation;
 pub use barrier::MarkerRequest;
 pub use clock::{ClockEstimate, ClockFilter};
 pub use copy::{Hashing, ReadContent, ReadRequest};
-pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport};
+pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport, Synced};
 pub use disk::{DiskConfig, DiskReport};
 pub use limits::*;
 pub use resume::{Refusal, Resumed};
