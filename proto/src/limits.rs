@@ -54,6 +54,15 @@ pub const VERIFY_RANGES_MAX: usize = 16;
 /// Milliseconds between heartbeats: a fifth of the RPO goal of one second.
 pub const HEARTBEAT_MS: u32 = 200;
 
+/// Microseconds for which a splitter in synchronous mode promises, at each renewal (a ping, once a second), that no write
+/// completes before it is durable at the appliance. It is how long a guest may have to wait when the appliance dies, and
+/// it bridges a restart of splitter or appliance, which takes a second or two.
+pub const SYNC_LEASE_US: u64 = 5_000_000;
+
+/// Volumes of one VM in synchronous mode at most; a further one is refused by the splitter, and the appliance ends a
+/// stream that says more.
+pub const SYNC_VOLUMES_MAX: usize = 16;
+
 /// Disks of one VM at most; the tap's tables are of this size. Further disks are refused at `protect`.
 pub const DISKS_MAX: usize = 64;
 

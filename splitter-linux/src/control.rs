@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::gate::OnLapse;
 use crate::state::StateDir;
 
 /// Bytes of one line at most: paths of 64 disks are far below. A longer line ends the connection.
@@ -31,6 +32,17 @@ pub enum Request {
     Unprotect {
         /// Device node.
         path: PathBuf,
+    },
+    /// Switch a volume between synchronous and asynchronous mode.
+    Mode {
+        /// The volume.
+        path: PathBuf,
+        /// Synchronous.
+        sync: bool,
+        /// What happens to writes when the appliance cannot be reached.
+        on_lapse: OnLapse,
+        /// For how many seconds they wait, with `hold`.
+        hold_max_s: u32,
     },
     /// Place a bookmark in this VM's stream.
     Bookmark {
@@ -81,6 +93,9 @@ pub struct Status {
     pub quarantined: Option<String>,
     /// Protected disks.
     pub disks: Vec<DiskStatus>,
+    /// Volumes that are to be in synchronous mode.
+    #[serde(default)]
+    pub volumes: Vec<VolumeStatus>,
     /// Newest LSN given.
     pub captured_lsn: u64,
     /// Newest LSN durable at the appliance.
@@ -102,7 +117,7 @@ pub struct DiskStatus {
     pub id: String,
     /// Device node.
     pub path: PathBuf,
-    /// `async`: synchronous mode needs the gate.
+    /// `async`; synchronous mode is one of volumes.
     pub mode: String,
     /// `initial-sync`, `protected`, `dirty-only`, `resync`, `verify`, or `waiting` before the first session.
     pub state: String,
@@ -114,6 +129,39 @@ pub struct DiskStatus {
     /// Of them, bytes that travelled.
     #[serde(default)]
     pub sent_bytes: u64,
+}
+
+/// One volume in [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// As it was named.
+    pub path: PathBuf,
+    /// `sync`: what was asked for.
+    pub mode: String,
+    /// Now, no write completes before it is durable at the appliance.
+    pub in_force: bool,
+    /// `in-place`, or `missing`: after a reboot, or when something changed the volume.
+    pub gate: String,
+    /// Why it is not in force.
+    pub cause: String,
+    /// Until when that is promised, µs since 1970; absent while it is not in force.
+    pub proven_until_us: Option<u64>,
+    /// `async`, or `hold N s`.
+    pub on_lapse: String,
+    /// How often it lapsed since the gate was put in place.
+    pub lapses: u64,
+    /// Writes that wait now.
+    pub waiting_writes: u64,
+    /// Writes that waited.
+    pub waited_writes: u64,
+    /// How long altogether.
+    pub waited_us: u64,
+    /// How long at most.
+    pub waited_max_us: u64,
+    /// Writes that completed without the appliance because the lease had lapsed.
+    pub unreplicated_writes: u64,
+    /// The gate's process.
+    pub process: u64,
 }
 
 /// The running splitter cannot be asked.

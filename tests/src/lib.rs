@@ -14,6 +14,7 @@
 //! * [`oracle`]: random points of an installation, judged.
 //! * [`postgres`]: a database of our own, and the log of its commits.
 //! * [`synthetic`]: a splitter without a kernel.
+//! * [`witness`]: writes whose completion was seen from outside.
 //! * [`house`]: the dependency direction between the crates.
 
 pub mod bench;
@@ -31,3 +32,4 @@ pub mod process;
 pub mod site;
 pub mod stamp;
 pub mod synthetic;
+pub mod witness;

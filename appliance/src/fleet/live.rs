@@ -77,6 +77,8 @@ pub struct Live {
     pub heartbeat_at: Option<Instant>,
     /// How copies advance.
     pub progress: Progress,
+    /// Volumes that are to be in synchronous mode. They outlive the session: a promise holds whatever became of the guest.
+    pub sync: Vec<v1::VmSync>,
     /// Why the last session ended, for people.
     pub last_end: Option<String>,
 }

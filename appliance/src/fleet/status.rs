@@ -1,7 +1,7 @@
 //! The state of a VM as people see it. Nothing here is better than what is durable.
 
 use tidemark_journal::timeline::{Gap, Timeline};
-use tidemark_proto::v1::{Alarm, DiskState, GapCause, VmDisk, VmInfo};
+use tidemark_proto::v1::{Alarm, DiskState, GapCause, VmDisk, VmInfo, VmSync};
 
 use super::{Live, VerifyJob, Vm};
 use crate::catalog::VmRow;
@@ -43,8 +43,19 @@ pub fn vm_info(vm: &Vm, row: &VmRow, now_us: u64) -> VmInfo {
     let (state, reason) = state(vm, row, &live, &timeline, &open, durable.lsn.0);
     info.state = state.into();
     info.reason = reason;
+    info.sync = live.sync.into_iter().map(|volume| standing(volume, live.connected, now_us)).collect();
     info.verify = vm.verify().filter(VerifyJob::is_running).map(|job| job.info(&vm.name));
     info
+}
+
+/// A promise that was not renewed is over, whatever the splitter said last.
+fn standing(mut volume: VmSync, connected: bool, now_us: u64) -> VmSync {
+    if volume.in_force && volume.proven_until_us.is_none_or(|until| until < now_us) {
+        volume.in_force = false;
+        volume.cause =
+            if connected { "the splitter does not renew it" } else { "its splitter is not connected" }.into();
+    }
+    volume
 }
 
 /// Time of the newest durable recoverable point of all disks: the horizon, or the last point before the first gap that
@@ -169,6 +180,11 @@ pub fn alarms(vms: &[VmInfo], space: &Space) -> Vec<Alarm> {
                 alarms.push(alarm(&vm.name, "warning", format!("a gap is open: {}", vm.reason)));
             }
             _ => {}
+        }
+        for volume in vm.sync.iter().filter(|volume| !volume.in_force) {
+            let text =
+                format!("{} is not in synchronous mode, which is wanted: {}", volume.volume, volume.cause);
+            alarms.push(alarm(&vm.name, "warning", text));
         }
         if let Some(rpo_ms) = vm.rpo_ms.filter(|rpo_ms| *rpo_ms > RPO_ALARM_MS) {
             alarms.push(alarm(

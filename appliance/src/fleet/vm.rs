@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tidemark_journal::branch::BranchPoint;
 use tidemark_proto::ids::{Lsn, VmId};
+use tidemark_proto::v1;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -111,7 +112,10 @@ impl Vm {
         if let Ok(mut session) = self.session.lock() {
             *session = Some(handle);
         }
-        self.update_live(|live| *live = Live { connected: true, ..Live::default() });
+        self.update_live(|live| {
+            let sync = std::mem::take(&mut live.sync);
+            *live = Live { connected: true, sync, ..Live::default() };
+        });
     }
 
     /// Ends session `id`, unless another has taken over, and fails the markers it owed.
@@ -131,6 +135,43 @@ impl Vm {
                 let _ = sender.send(Err(format!("the splitter's connection ended: {reason}")));
             }
         }
+    }
+
+    /// Takes what a ping says of volumes in synchronous mode; returns those whose standing changed.
+    ///
+    /// A promise is in the guest's boot time. Its end in the appliance's time is the earliest that the measured clocks
+    /// allow, so "proven until" is never said to be later than it is.
+    pub(crate) fn take_promises(&self, ping: &v1::Ping) -> Vec<v1::VmSync> {
+        let mut changed = Vec::new();
+        self.update_live(|live| {
+            let before = std::mem::take(&mut live.sync);
+            for said in &ping.sync {
+                let old = before.iter().find(|old| old.volume == said.volume);
+                let in_force = said.state == i32::from(v1::SyncState::InForce);
+                let until = said
+                    .promised_until_us
+                    .saturating_add_signed(ping.clock_offset_us)
+                    .saturating_sub(ping.clock_error_us);
+                let proven_until_us =
+                    if in_force { Some(until) } else { old.and_then(|old| old.proven_until_us) };
+                let new = v1::VmSync {
+                    volume: said.volume.clone(),
+                    in_force,
+                    cause: said.cause.clone(),
+                    proven_until_us,
+                };
+                if old.is_none_or(|old| old.in_force != in_force || old.cause != new.cause) {
+                    changed.push(new.clone());
+                }
+                live.sync.push(new);
+            }
+        });
+        changed
+    }
+
+    /// Whether a volume of it is in synchronous mode.
+    pub(crate) fn promised(&self) -> bool {
+        self.live.lock().is_ok_and(|live| live.sync.iter().any(|volume| volume.in_force))
     }
 
     /// Asks the live session to end; it does so soon. False when there is none.

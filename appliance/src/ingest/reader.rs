@@ -4,10 +4,13 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use tidemark_proto::limits::{DISKS_MAX, MESSAGE_MAX_BYTES, TEXT_MAX_BYTES, VERIFY_RANGES_MAX, WINDOW_BYTES};
+use tidemark_proto::limits::{
+    DISKS_MAX, MESSAGE_MAX_BYTES, SYNC_LEASE_US, SYNC_VOLUMES_MAX, TEXT_MAX_BYTES, VERIFY_RANGES_MAX,
+    WINDOW_BYTES,
+};
 use tidemark_proto::v1::{
-    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Pong, SplitterMessage, VerifyQuestion, VerifyReport,
-    appliance_message, frame, splitter_message,
+    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Ping, Pong, SplitterMessage, VerifyQuestion,
+    VerifyReport, appliance_message, frame, splitter_message,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Code, Status, Streaming};
@@ -40,6 +43,8 @@ pub(super) enum Inbound {
     Question(HashQuestion, OwnedSemaphorePermit),
     VerifyQuestion(VerifyQuestion, OwnedSemaphorePermit),
     VerifyReport(VerifyReport, OwnedSemaphorePermit),
+    /// What is promised of volumes in synchronous mode.
+    Sync(Ping),
     /// The splitter broke a rule of the protocol.
     Broken(String),
     /// The connection is gone.
@@ -68,6 +73,21 @@ pub(super) fn spawn(
     (receiver, Reader(tokio::spawn(read(inbound, outbound, handle, sender))))
 }
 
+/// A ping whose promises are within the limits: a lease is never longer than that of the protocol.
+fn checked(mut ping: Ping) -> Result<Ping, String> {
+    if ping.sync.len() > SYNC_VOLUMES_MAX {
+        return Err(format!("{} volumes in synchronous mode, at most {SYNC_VOLUMES_MAX}", ping.sync.len()));
+    }
+    let latest = (ping.boottime_ns / 1000).saturating_add(SYNC_LEASE_US);
+    for said in &mut ping.sync {
+        if said.volume.len() > TEXT_MAX_BYTES || said.cause.len() > TEXT_MAX_BYTES {
+            return Err("a text about synchronous mode is too long".into());
+        }
+        said.promised_until_us = said.promised_until_us.min(latest);
+    }
+    Ok(ping)
+}
+
 async fn read(
     mut inbound: Streaming<SplitterMessage>,
     outbound: Outbound,
@@ -76,6 +96,8 @@ async fn read(
 ) {
     let units = usize::try_from(INBOUND_MAX_BYTES).unwrap_or(usize::MAX) / PERMIT_BYTES;
     let budget = Arc::new(Semaphore::new(units));
+    // Volumes were named: that none is named any more is said, too.
+    let mut synced = false;
     loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => message,
@@ -100,7 +122,14 @@ async fn read(
                 let body = Some(appliance_message::Body::Pong(pong));
                 // A splitter that does not read its messages gets no pongs; the session notices.
                 let _ = outbound.try_send(Ok(ApplianceMessage { body }));
-                continue;
+                if ping.sync.is_empty() && !synced {
+                    continue;
+                }
+                synced = !ping.sync.is_empty();
+                match checked(ping) {
+                    Ok(ping) => Inbound::Sync(ping),
+                    Err(problem) => Inbound::Broken(problem),
+                }
             }
             Some(splitter_message::Body::HashQuestion(question)) => {
                 let units =

@@ -370,7 +370,8 @@ impl Session<'_> {
         let batch = batch.map_err(End::JournalFailed)?;
         if let Some(seq) = batch.last_seq {
             self.appended_seq = seq;
-            let urgent = !batch.appended.markers.is_empty();
+            // A write that waits for the appliance waits for this commit.
+            let urgent = !batch.appended.markers.is_empty() || self.vm.promised();
             self.core.committer.dirty(&self.vm.log, urgent);
         }
         let metrics = &self.core.metrics;
@@ -476,6 +477,17 @@ impl Session<'_> {
                     failed.request_id,
                     Err(format!("the splitter could not place it: {reason}")),
                 );
+                Ok(())
+            }
+            Inbound::Sync(ping) => {
+                for change in self.vm.take_promises(&ping) {
+                    tracing::info!(
+                        volume = change.volume,
+                        in_force = change.in_force,
+                        cause = change.cause,
+                        "synchronous mode"
+                    );
+                }
                 Ok(())
             }
             Inbound::Broken(problem) => Err(End::Broken(problem)),

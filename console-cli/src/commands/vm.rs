@@ -72,11 +72,22 @@ pub(super) fn to_json(vm: &VmInfo) -> Value {
             })
         })
         .collect();
+    let sync: Vec<_> = vm
+        .sync
+        .iter()
+        .map(|volume| {
+            json!({
+                "volume": volume.volume, "in_force": volume.in_force, "cause": volume.cause,
+                "proven_until": volume.proven_until_us.and_then(moment::json),
+            })
+        })
+        .collect();
     json!({
         "name": vm.name, "id": vm.id, "state": vm.state, "reason": vm.reason, "generation": vm.generation,
         "captured_lsn": vm.captured_lsn, "durable_lsn": vm.durable_lsn, "latest_lsn": vm.latest_lsn,
         "rpo_ms": vm.rpo_ms, "lag_bytes": vm.lag_bytes, "journal_bytes": vm.journal_bytes,
         "payload_bytes": vm.payload_bytes, "disks": disks, "verify": vm.verify.as_ref().map(job::to_json),
+        "sync": sync,
     })
 }
 
@@ -127,6 +138,14 @@ fn show(vm: &VmInfo) -> Result<()> {
     lines.push(format!("  durable       lsn:{} of {} captured", vm.durable_lsn, vm.captured_lsn));
     if let Some(job) = &vm.verify {
         lines.push(format!("  verify        {} compared, job {}", job::done_of(job), job.id));
+    }
+    for volume in &vm.sync {
+        let until = volume
+            .proven_until_us
+            .map_or_else(|| "never".to_owned(), |us| format!("until {}", moment::local(us)));
+        let cause = if volume.in_force { String::new() } else { format!(", NOT IN FORCE: {}", volume.cause) };
+        let text = format!("  sync          {} proven {until}{cause}", volume.volume);
+        lines.push(text.replace(char::is_control, " "));
     }
     lines.push(format!("  generation    {}", vm.generation));
     lines.push(format!(

@@ -7,19 +7,19 @@
 //! What keeps the order legal and what happens at a miss is explained at the top of the program's source; the shared
 //! memory in `layout.rs`.
 
-mod bpffs;
+pub(crate) mod bpffs;
 mod calibrate;
 mod control;
 mod dirty;
 mod error;
-mod layout;
+pub(crate) mod layout;
 mod load;
 mod pinned;
 mod ring;
 mod scratch;
 mod scratch_fs;
 mod self_test;
-mod sys;
+pub(crate) mod sys;
 mod tap;
 mod witness;
 

@@ -165,6 +165,15 @@ impl LinuxCapture {
 
     /// Names this loaded capture.
     #[must_use]
+    pub(crate) fn capture_words(&self) -> [u64; 2] {
+        let id = self.capture_id().0;
+        let word =
+            |at: usize| id.get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u64::from_le_bytes);
+        [word(0), word(8)]
+    }
+
+    /// The identity of this capture: another one after every load.
+    #[must_use]
     pub fn capture_id(&self) -> CaptureId {
         self.pinned.capture_id()
     }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::gate::OnLapse;
+
 /// Protects this machine's disks: every write goes to the appliance.
 #[derive(Debug, Parser)]
 #[command(
@@ -67,19 +69,29 @@ pub enum Command {
         after_help = "Example:\n  tidemark-splitter run --state /var/lib/tidemark-splitter --ring-mib 512"
     )]
     Run(RunOptions),
-    /// Switch a disk between asynchronous and synchronous mode.
+    /// Switch an LVM volume between asynchronous and synchronous mode, live.
+    ///
+    /// In synchronous mode a write completes only when it is durable at the appliance. The volume stays mounted, and
+    /// nothing is copied again. Its disks must be protected.
     #[command(
-        after_help = "Example:\n  tidemark-splitter mode --state /var/lib/tidemark-splitter /dev/vg/data async"
+        after_help = "Example:\n  tidemark-splitter mode --state /var/lib/tidemark-splitter /dev/vg/data sync --on-lapse async"
     )]
     Mode {
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
-        /// The disk.
-        #[arg(value_name = "DISK")]
-        disk: PathBuf,
+        /// The volume.
+        #[arg(value_name = "VOLUME")]
+        volume: PathBuf,
         /// The mode.
         mode: Mode,
+        /// What happens to writes when the appliance cannot be reached and the lease is over: they complete and are sent
+        /// later, or they wait, at most --hold-max.
+        #[arg(long, value_enum, default_value_t = OnLapse::Async)]
+        on_lapse: OnLapse,
+        /// With --on-lapse hold: for how many seconds writes wait before they complete after all.
+        #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86400))]
+        hold_max: u32,
     },
     /// Name the present moment of this VM.
     #[command(
@@ -101,6 +113,29 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Serve the gate of one volume; the splitter starts it.
+    #[command(hide = true)]
+    Gate {
+        /// Name of the splitter's capture.
+        #[arg(long)]
+        capture: String,
+        /// Device-mapper name of the volume.
+        #[arg(long)]
+        volume: String,
+    },
+    /// Hold every volume in synchronous mode for a moment, reads too.
+    #[command(hide = true)]
+    Hold {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+        /// How long.
+        #[arg(long, value_name = "MILLISECONDS")]
+        hold_ms: u64,
+        /// When the gates release by themselves.
+        #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
+        deadline_ms: u64,
     },
     /// Take the tap out of the kernel without changing what is to be protected.
     #[command(hide = true)]
@@ -147,7 +182,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Modes of a disk.
+/// Modes of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// Completions wait for the appliance.

@@ -2,10 +2,13 @@
 
 mod arguments;
 mod enroll;
+mod mode;
 mod protect;
 mod status;
 
 pub use arguments::{Arguments, Command, LogFormat, RunOptions};
+
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -26,9 +29,15 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
         Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
         Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
         Command::Run(options) => crate::daemon::run(options, parts),
-        Command::Mode { .. } => bail!(
-            "synchronous mode needs the gate, which this release does not have: every disk is in mode async"
+        Command::Mode { state, volume, mode, on_lapse, hold_max } => {
+            mode::switch(&StateDir::new(&state), volume, mode, on_lapse, hold_max)
+        }
+        Command::Hold { state, hold_ms, deadline_ms } => mode::hold(
+            &StateDir::new(&state),
+            Duration::from_millis(hold_ms),
+            Duration::from_millis(deadline_ms),
         ),
+        Command::Gate { capture, volume } => Ok(crate::gate::run(&capture, &volume)?),
         Command::Bookmark { name, state } => bookmark(&StateDir::new(&state), name),
         Command::Status { state, json } => status::status(&StateDir::new(&state), json),
         Command::Unload { state } => protect::unload(&StateDir::new(&state)),

@@ -4,8 +4,9 @@ use std::io::Write;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::control::{self, ControlError, DiskStatus, Reply, Request, Status};
-use crate::state::StateDir;
+use crate::control::{self, ControlError, DiskStatus, Reply, Request, Status, VolumeStatus};
+use crate::gate::OnLapse;
+use crate::state::{StateDir, SyncVolumeConfig};
 
 /// Prints one line; a closed pipe is an error, not a panic.
 pub(super) fn line(text: &str) -> Result<()> {
@@ -33,6 +34,20 @@ pub(super) fn status(state: &StateDir, json: bool) -> Result<()> {
             disk.dirty_bytes >> 20
         ))?;
     }
+    for volume in &status.volumes {
+        let standing = match volume.proven_until_us {
+            Some(until) if volume.in_force => format!("sync, proven until {}", utc(until)),
+            _ => format!("sync is wanted and NOT IN FORCE: {}", volume.cause),
+        };
+        line(&format!(
+            "  {}  {standing}  gate {}, on lapse {}; {} lapses, {} writes without the appliance",
+            volume.path.display(),
+            volume.gate,
+            volume.on_lapse,
+            volume.lapses,
+            volume.unreplicated_writes
+        ))?;
+    }
     line(&format!(
         "  captured LSN {}, durable {}; ring {} of {} MiB used; {} writes dropped; {} MiB resident",
         status.captured_lsn,
@@ -54,6 +69,26 @@ pub(super) fn current(state: &StateDir) -> Result<Status> {
     }
 }
 
+fn at_rest_volume(config: SyncVolumeConfig) -> VolumeStatus {
+    VolumeStatus {
+        path: config.path,
+        mode: "sync".into(),
+        gate: "unknown".into(),
+        cause: "the splitter is not running".into(),
+        on_lapse: match config.on_lapse {
+            OnLapse::Async => "async".to_owned(),
+            OnLapse::Hold => format!("hold {} s", config.hold_max_s),
+        },
+        ..VolumeStatus::default()
+    }
+}
+
+/// A moment for people, RFC 3339 in UTC, to the second.
+fn utc(us: u64) -> String {
+    let time = i64::try_from(us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
+    time.map_or_else(|| "an unknown time".to_owned(), |time| time.strftime("%FT%TZ").to_string())
+}
+
 fn at_rest(state: &StateDir) -> Result<Status> {
     let disks = state.disks()?.disks.into_iter().map(|disk| DiskStatus {
         path: disk.path,
@@ -65,6 +100,7 @@ fn at_rest(state: &StateDir) -> Result<Status> {
         vm: state.identity()?.vm_name,
         quarantined: state.quarantine()?.map(|quarantine| quarantine.reason),
         disks: disks.collect(),
+        volumes: state.gates()?.volumes.into_iter().map(at_rest_volume).collect(),
         ..Status::default()
     })
 }

@@ -3,7 +3,7 @@
 use nix::time::{ClockId, clock_gettime};
 
 /// Microseconds of `CLOCK_BOOTTIME`. It exists on every kernel this program runs on; 0 would only make times unknown.
-pub(super) fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     let Ok(now) = clock_gettime(ClockId::CLOCK_BOOTTIME) else { return 0 };
     let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
     let nanoseconds = u64::try_from(now.tv_nsec()).unwrap_or(0);

@@ -10,7 +10,7 @@ use super::command::{Command, HelloFacts};
 
 /// Sends commands to the worker.
 #[derive(Debug, Clone)]
-pub(super) struct Handle {
+pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     thread: Thread,
 }
@@ -23,6 +23,11 @@ impl Handle {
     /// Sends a command; one to a worker that ended is dropped, and its answer with it.
     pub(super) fn send(&self, command: Command) {
         let _ = self.commands.send(command);
+        self.thread.unpark();
+    }
+
+    /// Has the worker look at the ring now.
+    pub(crate) fn kick(&self) {
         self.thread.unpark();
     }
 

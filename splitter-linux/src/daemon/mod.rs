@@ -18,9 +18,12 @@ mod session;
 mod socket;
 mod worker;
 
+pub(crate) use boottime::now_us;
+pub(crate) use handle::Handle;
 pub use parts::{KernelSide, Parts};
 pub use protection::{NoteError, forget, note};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -29,6 +32,7 @@ use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{LogFormat, RunOptions};
+use crate::gate::{self, Gates};
 use crate::state::{Quarantine, StateDir};
 
 /// First pause between two attempts to connect; doubled up to [`RETRY_MAX`], with jitter so that a thousand splitters
@@ -75,12 +79,16 @@ fn start_log(format: LogFormat) {
 async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()> {
     let (restart, restarts) = watch::channel(0_u64);
     let ring_bytes = u64::from(options.ring_mib) << 20;
-    let (worker, worker_ended) = worker::start(state.clone(), ring_bytes, restart, parts)?;
-    socket::serve(&state, worker.clone())?;
+    let gates = Arc::new(Gates::default());
+    let (worker, worker_ended) =
+        worker::start(state.clone(), ring_bytes, restart, parts, Arc::clone(&gates))?;
+    let orders = gate::start(state.clone(), Arc::clone(&gates), worker.clone())
+        .context("cannot start the thread of the gates")?;
+    socket::serve(&state, worker.clone(), orders)?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let (stop, stopping) = watch::channel(false);
-    let mut sessions = tokio::spawn(keep_connected(state.clone(), worker.clone(), restarts, stopping));
+    let mut sessions = tokio::spawn(keep_connected(state.clone(), worker.clone(), gates, restarts, stopping));
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!("running");
@@ -107,7 +115,8 @@ async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()>
 /// Holds a session whenever there is a disk to protect. Returns only with a reason for which a person is needed.
 async fn keep_connected(
     state: StateDir,
-    worker: handle::Handle,
+    worker: Handle,
+    gates: Arc<Gates>,
     mut restarts: watch::Receiver<u64>,
     mut stopping: watch::Receiver<bool>,
 ) -> String {
@@ -123,8 +132,9 @@ async fn keep_connected(
                 _ = stopping.changed() => continue,
             }
         };
-        let mut connection = session::Session::new(&state, &worker, &mut restarts, &mut stopping);
+        let mut connection = session::Session::new(&state, &worker, &gates, &mut restarts, &mut stopping);
         let end = connection.run(facts).await;
+        gates.connected(false, false);
         worker.disconnected();
         match end {
             session::End::Restart => pause = RETRY_MIN,

@@ -58,6 +58,9 @@ pub fn forget(state: &StateDir, path: &Path) -> Result<(), NoteError> {
     let _lock = state.lock()?;
     let mut wanted = state.disks()?;
     let index = position(&wanted, path).ok_or_else(|| NoteError::NotProtected(path.to_owned()))?;
+    if let Some(volume) = state.gates()?.volumes.first() {
+        return Err(NoteError::Gated(volume.path.clone()));
+    }
     wanted.disks.remove(index);
     state.store_disks(&wanted)?;
     // The capture still holds it; the next start of the splitter takes it out.
@@ -82,6 +85,9 @@ pub enum NoteError {
     /// It is not protected.
     #[error("{0} is not protected: 'tidemark-splitter status' lists the disks that are")]
     NotProtected(PathBuf),
+    /// A volume is in synchronous mode.
+    #[error("{0} is in synchronous mode: start the splitter and switch it to async first")]
+    Gated(PathBuf),
     /// Too many disks.
     #[error("{DISKS_MAX} disks are protected already, which is the most one VM can have")]
     TooMany,

@@ -7,7 +7,7 @@ use tidemark_proto::v1::splitter_client::SplitterClient;
 use tidemark_proto::v1::{
     ApplianceMessage, Hello, NonceSaved, Ping, SplitterMessage, Welcome, appliance_message, splitter_message,
 };
-use tidemark_proto::version::{PROTOCOL_MAX, PROTOCOL_MIN};
+use tidemark_proto::version::{PROTOCOL_MAX, PROTOCOL_MIN, SYNC};
 use tidemark_splitter_core::engine::{ClockFilter, MarkerRequest};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +18,7 @@ use super::boottime::now_us;
 use super::command::{Command, HelloFacts};
 use super::handle::Handle;
 use super::{platform, renewal};
+use crate::gate::Gates;
 use crate::state::StateDir;
 use crate::transport::{self, TransportError};
 
@@ -71,20 +72,33 @@ fn refused(status: &Status) -> End {
 pub(super) struct Session<'a> {
     state: &'a StateDir,
     worker: &'a Handle,
+    gates: &'a Gates,
     restarts: &'a mut watch::Receiver<u64>,
     stopping: &'a mut watch::Receiver<bool>,
     clock: ClockFilter,
     pings: u32,
+    /// The appliance records promises.
+    promises: bool,
 }
 
 impl<'a> Session<'a> {
     pub(super) fn new(
         state: &'a StateDir,
         worker: &'a Handle,
+        gates: &'a Gates,
         restarts: &'a mut watch::Receiver<u64>,
         stopping: &'a mut watch::Receiver<bool>,
     ) -> Self {
-        Self { state, worker, restarts, stopping, clock: ClockFilter::default(), pings: 0 }
+        Self {
+            state,
+            worker,
+            gates,
+            restarts,
+            stopping,
+            clock: ClockFilter::default(),
+            pings: 0,
+            promises: false,
+        }
     }
 
     /// Connects, introduces this splitter and passes messages until the end.
@@ -114,7 +128,9 @@ impl<'a> Session<'a> {
         self.state.store_nonce(&welcome.next_nonce).map_err(|error| lost(error.to_string()))?;
         send(&outbound, splitter_message::Body::NonceSaved(NonceSaved {})).await?;
         self.compare_clocks(&outbound, &mut inbound).await?;
+        self.promises = welcome.protocol >= SYNC;
         self.worker.welcome(welcome, outbound.clone()).await.map_err(lost)?;
+        self.gates.connected(true, self.promises);
         match self.converse(&outbound, &mut inbound, &channel).await {
             Err(End::Lost { reason, .. }) => Err(End::Lost { reason, established: true }),
             other => other,
@@ -169,7 +185,7 @@ impl<'a> Session<'a> {
         outbound: &mpsc::Sender<SplitterMessage>,
         inbound: &mut Streaming<ApplianceMessage>,
     ) -> Result<(), End> {
-        let ping = Ping { boottime_ns: now_us().saturating_mul(1000) };
+        let ping = Ping { boottime_ns: now_us().saturating_mul(1000), ..Ping::default() };
         send(outbound, splitter_message::Body::Ping(ping)).await?;
         let answer = tokio::time::timeout(WELCOME_TIMEOUT, async {
             while self.clock.is_empty() {
@@ -202,8 +218,16 @@ impl<'a> Session<'a> {
                     }
                 }
                 () = tokio::time::sleep_until(next_ping) => {
-                    let ping = Ping { boottime_ns: now_us().saturating_mul(1000) };
+                    let now = now_us();
                     // Behind a full queue the measurement would be worthless.
+                    let sync = if self.promises { self.gates.promises(now) } else { Vec::new() };
+                    let clock = self.clock.estimate(now);
+                    let ping = Ping {
+                        boottime_ns: now.saturating_mul(1000),
+                        sync,
+                        clock_offset_us: clock.offset_us,
+                        clock_error_us: clock.error_us,
+                    };
                     let message = SplitterMessage { body: Some(splitter_message::Body::Ping(ping)) };
                     if outbound.try_send(message).is_ok() {
                         self.pings = self.pings.saturating_add(1);

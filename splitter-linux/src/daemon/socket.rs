@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::handle::Handle;
 use crate::control::{LINE_MAX_BYTES, Reply, Request};
+use crate::gate::Order;
 use crate::state::StateDir;
 
 /// How long a client may take to send its line. Beyond it the connection is closed, so that it blocks nobody.
@@ -27,7 +28,7 @@ const CLIENTS_MAX: usize = 16;
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub(super) fn serve(state: &StateDir, worker: Handle) -> Result<()> {
+pub(super) fn serve(state: &StateDir, worker: Handle, gates: mpsc::SyncSender<Order>) -> Result<()> {
     let path = state.control_socket();
     // The state folder is locked: a socket that is there belongs to nobody.
     let _ = fs::remove_file(&path);
@@ -42,10 +43,10 @@ pub(super) fn serve(state: &StateDir, worker: Handle) -> Result<()> {
             if Arc::strong_count(&clients) > CLIENTS_MAX {
                 continue;
             }
-            let (place, worker) = (Arc::clone(&clients), worker.clone());
+            let (place, worker, gates) = (Arc::clone(&clients), worker.clone(), gates.clone());
             let client = move || {
                 // A client that hangs up early is no concern of ours.
-                let _ = answer(&stream, &worker);
+                let _ = answer(&stream, &worker, &gates);
                 drop(place);
             };
             let _ = thread::Builder::new().name("control-client".into()).spawn(client);
@@ -55,13 +56,13 @@ pub(super) fn serve(state: &StateDir, worker: Handle) -> Result<()> {
     Ok(())
 }
 
-fn answer(stream: &UnixStream, worker: &Handle) -> io::Result<()> {
+fn answer(stream: &UnixStream, worker: &Handle, gates: &mpsc::SyncSender<Order>) -> io::Result<()> {
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let mut line = String::new();
     BufReader::new(stream.take(LINE_MAX_BYTES)).read_line(&mut line)?;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => execute(request, worker),
+        Ok(request) => execute(request, worker, gates),
         Err(error) => Reply::Failed { message: format!("not a request of this version ({error})") },
     };
     let mut text = serde_json::to_vec(&reply)?;
@@ -70,8 +71,23 @@ fn answer(stream: &UnixStream, worker: &Handle) -> io::Result<()> {
     stream.write_all(&text)
 }
 
-fn execute(request: Request, worker: &Handle) -> Reply {
+fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -> Reply {
     match request {
+        Request::Mode { path, sync, on_lapse, hold_max_s } => {
+            let (reply, answer) = oneshot::channel();
+            let order = if sync {
+                Order::Sync { path, on_lapse, hold_max_s, reply }
+            } else {
+                Order::Async { path, reply }
+            };
+            let sent = gates.try_send(order).is_ok();
+            let waiting = "other volumes are being switched: try again when they are done".to_owned();
+            done(
+                answer.blocking_recv().unwrap_or_else(|_| {
+                    Err(if sent { "the splitter is stopping".to_owned() } else { waiting })
+                }),
+            )
+        }
         Request::Protect { paths } => done(ask(worker, |reply| Command::Protect { paths, reply })),
         Request::Unprotect { path } => done(ask(worker, |reply| Command::Unprotect { path, reply })),
         Request::Bookmark { name } => match ask(worker, |reply| Command::Bookmark { name, reply }) {

@@ -1,14 +1,14 @@
 //! The worker: the one owner of capture and engine.
 
 use std::collections::VecDeque;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use tidemark_proto::v1::{MarkerFailed, SplitterMessage, StreamPosition, Welcome, splitter_message};
 use tidemark_splitter_core::engine::{
-    Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings, StatusReport,
+    Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings, StatusReport, Synced,
 };
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 use uuid::Uuid;
@@ -23,6 +23,7 @@ use super::protection::{self, Protection};
 use crate::capture;
 use crate::control::{Bookmark, DiskStatus, Status};
 use crate::disks::{self, Disk};
+use crate::gate::{self, Gates};
 use crate::state::{Disks, StateDir};
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
@@ -47,6 +48,7 @@ pub(super) fn start(
     ring_bytes: u64,
     restart: watch::Sender<u64>,
     parts: Parts,
+    gates: Arc<Gates>,
 ) -> Result<(Handle, oneshot::Receiver<String>)> {
     let (commands, queue) = mpsc::channel();
     let (handles, handle_of_worker) = mpsc::sync_channel::<Handle>(1);
@@ -56,9 +58,10 @@ pub(super) fn start(
         .name("worker".into())
         .spawn(move || {
             let Ok(handle) = handle_of_worker.recv() else { return };
-            let built = disk_reader::start(handle, parts.reader)
-                .context("cannot start the disk reader")
-                .and_then(|reads| Worker::open(state, ring_bytes, restart, queue, reads, parts.kernel));
+            let built =
+                disk_reader::start(handle, parts.reader).context("cannot start the disk reader").and_then(
+                    |reads| Worker::open(state, ring_bytes, restart, queue, reads, parts.kernel, gates),
+                );
             match built {
                 Err(error) => drop(opened.send(Err(error))),
                 Ok(mut worker) => {
@@ -89,6 +92,11 @@ struct Worker {
     queue: mpsc::Receiver<Command>,
     reads: mpsc::Sender<Task>,
     kernel: Box<dyn KernelSide>,
+    gates: Arc<Gates>,
+    /// An acknowledgement came since the gates were told.
+    acked: bool,
+    /// What the gates were told last.
+    published: Option<Synced>,
     wanted: Disks,
     protection: Option<Protection>,
     engine: Engine,
@@ -112,6 +120,7 @@ impl Worker {
         queue: mpsc::Receiver<Command>,
         reads: mpsc::Sender<Task>,
         kernel: Box<dyn KernelSide>,
+        gates: Arc<Gates>,
     ) -> Result<Self> {
         let wanted = state.disks()?;
         let protection = if wanted.disks.is_empty() {
@@ -126,6 +135,9 @@ impl Worker {
             queue,
             reads,
             kernel,
+            gates,
+            acked: false,
+            published: None,
             wanted,
             protection,
             engine: Engine::new(),
@@ -155,6 +167,7 @@ impl Worker {
             }
             self.measure();
             self.follow_sizes()?;
+            self.publish();
             let more = self.step()?;
             let sent = self.send_frames();
             self.take_notices();
@@ -173,6 +186,23 @@ impl Worker {
         let mut outcome = Ok(false);
         self.kernel.lend(&mut protection.capture, &mut |kernel| outcome = advance(engine, kernel, reads));
         outcome
+    }
+
+    /// Tells the gates what is acknowledged.
+    fn publish(&mut self) {
+        if self.gates.take_waiting() {
+            self.engine.want_heartbeat();
+        }
+        let Some(protection) = &self.protection else { return };
+        if !std::mem::take(&mut self.acked) {
+            return;
+        }
+        let before = self.published;
+        self.published = self.engine.synced();
+        if let Some(synced) = self.published.filter(|_| self.published != before) {
+            let capture = protection.capture.capture_words();
+            self.gates.publish(capture, synced.generation, synced.ring_position, now_us());
+        }
     }
 
     fn take(&mut self, command: Command) -> Result<(), EngineError> {
@@ -272,6 +302,7 @@ impl Worker {
     }
 
     fn acknowledged(&mut self, position: &StreamPosition) {
+        self.acked = true;
         if let Err(error) = self.engine.acknowledged(position) {
             tracing::error!(%error, "acknowledgement refused");
             self.session = None;
@@ -411,6 +442,11 @@ impl Worker {
     fn unprotect(&mut self, path: &std::path::Path) -> Result<()> {
         let index = protection::position(&self.wanted, path)
             .ok_or_else(|| protection::NoteError::NotProtected(path.to_owned()))?;
+        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        if let Some(volume) = gate::on_disk(&self.gates, &real) {
+            let volume = volume.display();
+            bail!("{volume} lies on it and is in synchronous mode: switch it to async first");
+        }
         let removed = self.wanted.disks.remove(index);
         self.state.store_disks(&self.wanted)?;
         if let Some(protection) = &mut self.protection
@@ -472,6 +508,7 @@ impl Worker {
             rss_bytes: self.resident_bytes,
             ..Status::default()
         };
+        status.volumes = self.gates.status(now_us(), wall_us());
         let Some(protection) = &mut self.protection else { return status };
         let engine = &self.engine;
         let mut report = StatusReport::default();
@@ -496,6 +533,12 @@ impl Worker {
         }
         status
     }
+}
+
+/// Microseconds since 1970, for people only.
+fn wall_us() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Steps the engine and hands on what it wants to read.

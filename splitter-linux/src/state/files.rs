@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::gate::OnLapse;
 use serde::{Deserialize, Serialize};
 
 /// `identity.toml`: what enrolment established.
@@ -38,6 +39,29 @@ pub struct ProtectedDisk {
     /// An initial copy was complete once: a later one is named a restarted capture on the timeline.
     #[serde(default)]
     pub copied: bool,
+}
+
+/// `gates.toml`: the volumes that are to be in synchronous mode.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatesFile {
+    /// In the order of being switched.
+    #[serde(default, rename = "volume")]
+    pub volumes: Vec<SyncVolumeConfig>,
+}
+
+/// One volume in synchronous mode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SyncVolumeConfig {
+    /// As it was named.
+    pub path: PathBuf,
+    /// Its device-mapper name.
+    pub name: String,
+    /// What happens to writes when the appliance cannot be reached.
+    pub on_lapse: OnLapse,
+    /// With `hold`: for how many seconds they wait.
+    pub hold_max_s: u32,
 }
 
 /// `quarantine.toml`: the appliance takes nothing from this splitter until it is enrolled again.

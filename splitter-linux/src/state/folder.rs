@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::{Disks, Identity, Quarantine};
+use super::{Disks, GatesFile, Identity, Quarantine};
 
 /// Bytes of a state file at most: 64 disks, certificates and texts are far below. A longer file is refused as damaged.
 const FILE_MAX_BYTES: u64 = 1 << 20;
@@ -202,6 +202,22 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn store_disks(&self, disks: &Disks) -> Result<(), StateError> {
         self.write_toml("disks.toml", disks)
+    }
+
+    /// The volumes that are to be in synchronous mode; none when nothing was noted yet.
+    ///
+    /// # Errors
+    /// [`StateError::Damaged`], [`StateError::Io`].
+    pub fn gates(&self) -> Result<GatesFile, StateError> {
+        Ok(self.read_toml("gates.toml")?.unwrap_or_default())
+    }
+
+    /// Remembers the volumes that are to be in synchronous mode.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn store_gates(&self, gates: &GatesFile) -> Result<(), StateError> {
+        self.write_toml("gates.toml", gates)
     }
 
     /// Why the appliance takes nothing from this splitter, if so.

@@ -6,5 +6,5 @@
 mod files;
 mod folder;
 
-pub use files::{Disks, Identity, ProtectedDisk, Quarantine};
+pub use files::{Disks, GatesFile, Identity, ProtectedDisk, Quarantine, SyncVolumeConfig};
 pub use folder::{StateDir, StateError, StateLock};

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
-use tidemark_tests::leftovers;
 use tidemark_tests::stamp::{Checker, History, Options, run};
+use tidemark_tests::{leftovers, witness};
 
 /// Stamp workload, checker and clean-up of Tidemark's tests.
 #[derive(Debug, Parser)]
@@ -62,6 +62,23 @@ enum Command {
         /// Exactly this many writes must be there (queue depth 1).
         #[arg(long)]
         prefix: Option<u64>,
+    },
+    /// Write numbered blocks and say each over the network once it has completed: tidemark-lab witness --device /dev/vg/lv
+    Witness {
+        /// The device; everything on it is lost.
+        #[arg(long)]
+        device: PathBuf,
+        /// Who is told, HOST:PORT.
+        #[arg(long)]
+        to: Option<String>,
+        /// Blocks of 4 KiB to go round in.
+        #[arg(long, default_value_t = 256)]
+        slots: u64,
+        #[arg(long, default_value_t = u64::MAX)]
+        writes: u64,
+        /// Writes need not be on the medium when they complete.
+        #[arg(long)]
+        no_sync: bool,
     },
     /// Remove what killed test runs left behind.
     Sweep,
@@ -126,6 +143,15 @@ fn execute(command: Command) -> Result<String> {
                 "a legal state with at least {} of {} writes",
                 verdict.must_contain,
                 history.operations.len()
+            ))
+        }
+        Command::Witness { device, to, slots, writes, no_sync } => {
+            let done = witness::run(&device, to.as_deref(), slots, writes, !no_sync)?;
+            Ok(format!(
+                "{} writes, median {} us, slowest {} us",
+                done.writes,
+                done.median.as_micros(),
+                done.slowest.as_micros()
             ))
         }
         Command::Sweep => Ok(format!("{} leftovers removed", leftovers::sweep()?.len())),
