@@ -268,7 +268,7 @@ async fn the_same_splitter_takes_over_and_two_live_ones_are_both_stopped() {
     let sender = second.sender.clone();
     let talk = tokio::spawn(async move {
         loop {
-            let ping = splitter_message::Body::Ping(Ping { boottime_ns: 1 });
+            let ping = splitter_message::Body::Ping(Ping { boottime_ns: 1, ..Ping::default() });
             if sender.send(tidemark_proto::v1::SplitterMessage { body: Some(ping) }).await.is_err() {
                 return;
             }
@@ -292,7 +292,7 @@ async fn pings_are_answered_and_frames_wait_for_the_saved_nonce() {
     let site = Site::start().await;
     let mut guest = site.guest("a", DISK_BYTES).await;
     let mut stream = guest.connect(&site).await.unwrap();
-    stream.send(splitter_message::Body::Ping(Ping { boottime_ns: 42 })).await;
+    stream.send(splitter_message::Body::Ping(Ping { boottime_ns: 42, ..Ping::default() })).await;
     match stream.next().await {
         Some(appliance_message::Body::Pong(pong)) => {
             assert_eq!(pong.boottime_ns, 42);
