@@ -25,6 +25,8 @@ pub enum Command {
     Marker(MarkerAsk),
     /// A verify is wanted: the VM has it.
     Verify,
+    /// It is wanted no longer.
+    CancelVerify,
 }
 
 /// A marker that the console asks for.

@@ -489,6 +489,7 @@ impl Session<'_> {
             None => Err(later("the VM was removed")),
             Some(Command::Close { reason, retry }) => Err(End::Goodbye { reason, retry }),
             Some(Command::Verify) => self.offer_verify().await,
+            Some(Command::CancelVerify) => self.cancel_verify().await,
             Some(Command::Marker(ask)) => {
                 let request = MarkerRequest {
                     request_id: ask.request_id,

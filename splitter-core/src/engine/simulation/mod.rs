@@ -63,6 +63,7 @@ fn verifies_find_what_was_corrupted_and_nothing_else_whatever_happens() {
     if seeds().count() >= 2000 {
         let counts = [totals.verifies, totals.corruptions, totals.found_blocks, totals.verify_lines];
         assert!(counts.iter().all(|count| *count > 1000), "{counts:?}");
+        assert!(totals.cancelled > 100, "{totals:?}");
     }
 }
 

@@ -69,6 +69,7 @@ pub(super) struct Totals {
     pub(super) verifies: u64,
     pub(super) corruptions: u64,
     pub(super) found_blocks: u64,
+    pub(super) cancelled: u64,
     pub(super) verify_lines: u64,
     pieces_offered: u64,
     pieces_named: u64,
@@ -124,6 +125,7 @@ impl Totals {
         self.verifies += other.verifies;
         self.corruptions += other.corruptions;
         self.found_blocks += other.found_blocks;
+        self.cancelled += other.cancelled;
         self.verify_lines += other.verify_lines;
         self.pieces_offered += other.pieces_offered;
         self.pieces_named += other.pieces_named;
