@@ -92,7 +92,9 @@ fn disks_come_go_grow_and_outlive_reboots() {
             guest.resize(name, 12 * MIB).unwrap();
             guest.resize(name, 4 * MIB).unwrap();
             guest.hot_remove(name).unwrap();
-            guest.sh(&format!("for i in $(seq 50); do [ -b {device} ] || exit 0; sleep 0.2; done; exit 1")).unwrap();
+            guest
+                .sh(&format!("for i in $(seq 50); do [ -b {device} ] || exit 0; sleep 0.2; done; exit 1"))
+                .unwrap();
             guest.hot_add(disk.size(4 * MIB)).unwrap();
             let device = guest.device(name).unwrap();
             assert_eq!(guest.sh(&format!("head -n 1 {device}")).unwrap(), format!("{name} was here\n"));
@@ -124,7 +126,10 @@ fn a_power_cut_loses_what_was_not_flushed() {
     for device in ["/dev/vda", "/dev/vdb"] {
         guest.sh(&script(device)).unwrap();
     }
-    assert!(guest.content("volatile").unwrap().starts_with(&[b'a'; 4096]), "what was flushed shows on the host");
+    assert!(
+        guest.content("volatile").unwrap().starts_with(&[b'a'; 4096]),
+        "what was flushed shows on the host"
+    );
     let machine = guest.power_cut().unwrap();
     for (name, second) in [("kept", b'b'), ("volatile", 0)] {
         let content = machine.content(name).unwrap();

@@ -196,9 +196,11 @@ impl Builder {
     pub fn file_systems(self) -> Self {
         let small_xfs = "#!/bin/sh\nTEST_DIR=/ TEST_DEV=/ QA_CHECK_FS=1 exec mkfs.xfs \"$@\"\n";
         // Nothing loads it on demand here.
-        self.module("crc32c_generic").module("ext4").module("xfs").text("/bin/mkfs.small-xfs", small_xfs).programs(&[
-            "mkfs.ext4", "e2fsck", "tune2fs", "resize2fs", "mkfs.xfs", "xfs_repair", "xfs_io",
-        ])
+        self.module("crc32c_generic")
+            .module("ext4")
+            .module("xfs")
+            .text("/bin/mkfs.small-xfs", small_xfs)
+            .programs(&["mkfs.ext4", "e2fsck", "tune2fs", "resize2fs", "mkfs.xfs", "xfs_repair", "xfs_io"])
     }
 
     /// LVM and device-mapper: modules and programs, set up for a machine without udev.

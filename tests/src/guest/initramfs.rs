@@ -68,8 +68,19 @@ impl Initramfs {
     /// When busybox is missing or the folder cannot be written.
     pub fn new(root: &Path) -> Result<Self> {
         for folder in [
-            "bin", "sbin", "usr/bin", "usr/sbin", "proc", "sys", "dev", "tmp", "run", "modules", "root",
-            "etc/boot.d", "etc/shutdown.d",
+            "bin",
+            "sbin",
+            "usr/bin",
+            "usr/sbin",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "run",
+            "modules",
+            "root",
+            "etc/boot.d",
+            "etc/shutdown.d",
         ] {
             fs::create_dir_all(root.join(folder))?;
         }

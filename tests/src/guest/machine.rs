@@ -128,11 +128,7 @@ impl Machine {
     }
 
     pub(super) fn find(&self, name: &str) -> Result<&Disk> {
-        self.definition
-            .disks
-            .iter()
-            .find(|disk| disk.name == name)
-            .with_context(|| format!("no disk {name}"))
+        self.definition.disks.iter().find(|disk| disk.name == name).with_context(|| format!("no disk {name}"))
     }
 
     /// After the end of qemu.

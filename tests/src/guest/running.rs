@@ -213,7 +213,10 @@ impl Guest {
     fn end(mut self, command: &str) -> Result<Machine> {
         self.control.send(0, &format!(". /etc/shutdown; {command} -f"))?;
         if let Err(error) = self.daemon.wait(POWER_OFF_TIMEOUT) {
-            bail!("{error}; the console ends with:\n{}", crate::process::tail(&self.folder().join("console"), 25));
+            bail!(
+                "{error}; the console ends with:\n{}",
+                crate::process::tail(&self.folder().join("console"), 25)
+            );
         }
         self.machine.switched_off()
     }
