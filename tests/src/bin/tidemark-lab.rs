@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use tidemark_tests::filework::FileWork;
 use tidemark_tests::leftovers;
 use tidemark_tests::stamp::{Checker, History, Options, run};
 
@@ -62,6 +63,14 @@ enum Command {
         /// Exactly this many writes must be there (queue depth 1).
         #[arg(long)]
         prefix: Option<u64>,
+    },
+    /// Work with files until killed: tidemark-lab files --dir /mnt/data
+    Files {
+        /// A folder of a mounted file system.
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Remove what killed test runs left behind.
     Sweep,
@@ -127,6 +136,11 @@ fn execute(command: Command) -> Result<String> {
                 verdict.must_contain,
                 history.operations.len()
             ))
+        }
+        Command::Files { dir, seed } => {
+            let work = FileWork::new(&dir)?;
+            work.run(seed)?;
+            Ok(format!("{} steps", work.steps()))
         }
         Command::Sweep => Ok(format!("{} leftovers removed", leftovers::sweep()?.len())),
     }
