@@ -80,7 +80,7 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 21] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 22] {
         [
             ("points", self.points),
             ("drops", self.drops),
