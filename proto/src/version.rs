@@ -5,14 +5,17 @@ use thiserror::Error;
 /// Oldest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`). 3: verify on
-/// request (`VerifyRequest`), content of published templates (`HashAnswer.offered`).
-pub const PROTOCOL_MAX: u32 = 3;
+/// request (`VerifyRequest`), content of published templates (`HashAnswer.offered`). 4: consistency levels of bookmarks.
+pub const PROTOCOL_MAX: u32 = 4;
 /// The first version in which pieces are asked about by their hashes.
 pub const HASHES_FIRST: u32 = 2;
 /// The first version in which the appliance may ask for a verify.
 pub const VERIFY: u32 = 3;
 /// The first version in which the appliance offers what published templates have.
 pub const TEMPLATES: u32 = 3;
+
+/// The first version in which bookmarks are asked for with a consistency level.
+pub const CONSISTENCY: u32 = 4;
 
 /// The peers share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -53,7 +56,7 @@ mod tests {
     #[test]
     fn disjoint_or_empty_ranges_are_refused_with_both_ranges_named() {
         let error = negotiate(PROTOCOL_MAX + 1, PROTOCOL_MAX + 2).unwrap_err();
-        assert!(error.to_string().contains("4 to 5") && error.to_string().contains("upgrade"), "{error}");
+        assert!(error.to_string().contains("5 to 6") && error.to_string().contains("upgrade"), "{error}");
         assert!(negotiate(0, 0).is_err());
         assert!(negotiate(1, 0).is_err());
     }

@@ -15,8 +15,8 @@ use crate::state::StateDir;
 /// Bytes of one line at most: paths of 64 disks are far below. A longer line ends the connection.
 pub const LINE_MAX_BYTES: u64 = 256 << 10;
 
-/// How long a command waits for the running splitter. Placing a bookmark waits for the appliance, at most this long.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a command waits for the running splitter: for a bookmark, its freeze hooks, and the appliance.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// What a command asks of the running splitter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,12 @@ pub enum Request {
     Bookmark {
         /// Its name.
         name: String,
+        /// `crash`, `filesystem` or `application`; empty is `crash`.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        consistency: String,
+        /// A lower level will do.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        allow_lower: bool,
     },
     /// Report.
     Status,
@@ -47,7 +53,7 @@ pub enum Request {
 pub enum Reply {
     /// Done and stored.
     Done,
-    /// The bookmark is durable at the appliance.
+    /// The bookmark is durable at the appliance, and its point is offered for recovery.
     Bookmark(Bookmark),
     /// The report.
     Status(Status),
@@ -65,6 +71,14 @@ pub struct Bookmark {
     pub name: String,
     /// Its point.
     pub lsn: u64,
+    /// The level that was asked for.
+    pub requested: String,
+    /// The level achieved.
+    pub achieved: String,
+    /// How long writers were held.
+    pub hold_us: u64,
+    /// Why the level is lower than was asked for; empty otherwise.
+    pub reason: String,
 }
 
 /// `tidemark-splitter status --json`; fields as in the command line contract.
@@ -164,6 +178,10 @@ mod tests {
         let request = Request::Protect { paths: vec!["/dev/vdb".into()] };
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"request":"protect","paths":["/dev/vdb"]}"#);
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        let crash = r#"{"request":"bookmark","name":"b"}"#;
+        let request = Request::Bookmark { name: "b".into(), consistency: String::new(), allow_lower: false };
+        assert_eq!(serde_json::to_string(&request).unwrap(), crash, "as an older splitter takes it");
+        assert_eq!(serde_json::from_str::<Request>(crash).unwrap(), request);
         let reply = Reply::Failed { message: "no".into() };
         assert_eq!(serde_json::to_string(&reply).unwrap(), r#"{"reply":"failed","message":"no"}"#);
         assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());

@@ -7,7 +7,7 @@ mod status;
 mod verify;
 mod vm;
 
-pub use live::{Command, Live, MarkerAsk, SessionHandle};
+pub use live::{Command, Live, MarkerAsk, PlacedMarker, SessionHandle};
 pub use log::{Durable, LogDown, LogKeys, VmLog};
 pub use progress::Progress;
 pub use status::{alarms, vm_info};

@@ -1,10 +1,10 @@
 //! WHEN, the list of points, and views at the edges.
 
-use crate::site::{Site, Stream};
+use crate::site::{Guest, Site, Stream};
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
-    CreateBookmarkRequest, GapCause, ListPointsRequest, MarkerRequest, OpenViewReply, OpenViewRequest,
-    ReadViewRequest, RemoveVmRequest, When, appliance_message,
+    Consistency, CreateBookmarkRequest, Frame, GapCause, ListPointsRequest, Marker, MarkerRequest,
+    OpenViewReply, OpenViewRequest, ReadViewRequest, RemoveVmRequest, When, appliance_message, frame,
 };
 use tonic::{Code, Status, Streaming};
 
@@ -205,4 +205,76 @@ async fn a_bookmark_asked_for_in_a_short_gap_is_placed_after_it() {
     let list = site.console().await.list_points(list).await.unwrap().into_inner();
     let names: Vec<_> = list.points.iter().map(|point| (point.name.as_str(), point.lsn)).collect();
     assert_eq!(names, [("now", guest.lsn)]);
+}
+
+/// A marker with a level, as a splitter of version 4 makes it.
+fn with_level(guest: &mut Guest, ask: &MarkerRequest, level: Consistency, reason: &str) -> Frame {
+    guest.lsn += 1;
+    let marker = Marker {
+        lsn: guest.lsn,
+        boottime_us: tidemark_appliance::clock::now_us(),
+        bookmark_id: ask.bookmark_id.clone(),
+        name: ask.name.clone(),
+        request_id: ask.request_id,
+        consistency: level.into(),
+        hold_us: 1234,
+        reason: reason.into(),
+    };
+    guest.frame(frame::Body::Marker(marker))
+}
+
+#[tokio::test]
+async fn a_bookmark_has_the_level_that_was_achieved_also_after_the_catalog_was_lost() {
+    let mut site = Site::start().await;
+    let mut guest = site.guest("a", DISK_BYTES).await;
+    guest.protocol_max = 4;
+    let mut stream = guest.connect(&site).await.unwrap();
+    guest.protect(&mut stream).await;
+    let create = |name: &str, consistency: &str| CreateBookmarkRequest {
+        name: name.into(),
+        vm: "a".into(),
+        consistency: consistency.into(),
+        allow_lower: true,
+    };
+    for (name, wanted, achieved, reason) in [
+        ("whole", "application", Consistency::Application, ""),
+        ("lower", "application", Consistency::Filesystem, "no hook"),
+        ("plain", "crash", Consistency::Crash, ""),
+    ] {
+        let reply = tokio::spawn({
+            let (mut console, request) = (site.console().await, create(name, wanted));
+            async move { console.create_bookmark(request).await }
+        });
+        let ask = asked(&mut stream).await;
+        assert_eq!((ask.consistency().word(), ask.allow_lower), (wanted, true));
+        let marker = with_level(&mut guest, &ask, achieved, reason);
+        for frame in [marker, guest.heartbeat()] {
+            stream.frame(frame).await;
+        }
+        let reply = reply.await.unwrap().unwrap().into_inner();
+        assert_eq!((&*reply.requested, &*reply.achieved), (wanted, achieved.word()));
+        assert_eq!((reply.hold_us, &*reply.reason), (1234, reason));
+    }
+    // One of a guest's own, and one of a level that nobody knows.
+    let own = MarkerRequest { name: "own".into(), ..MarkerRequest::default() };
+    let marker = with_level(&mut guest, &own, Consistency::Filesystem, "");
+    for frame in [marker, guest.heartbeat()] {
+        stream.frame(frame).await;
+    }
+    stream.acked(guest.seq).await;
+    let mut unknown = with_level(&mut guest, &own, Consistency::Crash, "");
+    if let Some(frame::Body::Marker(marker)) = &mut unknown.body {
+        marker.consistency = 9;
+    }
+    stream.frame(unknown).await;
+    assert!(stream.goodbye().await.reason.contains("level"));
+    drop(stream);
+    site.lose_catalog().await;
+    let list = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
+    let list = site.console().await.list_points(list).await.unwrap().into_inner();
+    let levels: Vec<_> =
+        list.points.iter().map(|point| (point.name.as_str(), point.consistency.as_str())).collect();
+    let expected =
+        [("whole", "application"), ("lower", "filesystem"), ("plain", "crash"), ("own", "filesystem")];
+    assert_eq!(levels, expected);
 }

@@ -1,5 +1,7 @@
 //! Limits of the engine. Each says its unit, its reason and what happens beyond it.
 
+use tidemark_proto::limits::HOLD_MAX_MS;
+
 /// Bytes of frames kept for retransmission at most, whatever the appliance grants. It keeps the splitter below 64 MiB
 /// besides its ring; 24 MiB covers 400 MB/s at 60 ms from capture to acknowledgement. Beyond it the ring holds the rest.
 pub const WINDOW_MAX_BYTES: u64 = 24 << 20;
@@ -56,6 +58,14 @@ pub const STUCK_RING_PART: u64 = 2;
 
 /// Markers waiting for their place in the ring at most; further ones are refused.
 pub const MARKERS_WAITING_MAX: usize = 64;
+
+/// Microseconds that a reserved place may keep the reader of the ring waiting: the longest hold, with room for its end.
+/// Beyond it the ring is read on and no marker takes the place.
+pub const PLACE_MAX_US: u64 = HOLD_MAX_MS as u64 * 1000 + 5_000_000;
+
+/// Clean heartbeats sent and not acknowledged that are remembered at most: ten minutes of them. The oldest go beyond it; a
+/// bookmark then waits for a later one.
+pub const BEATS_MAX: usize = 3000;
 
 /// Candidate ranges looked at in one search for a range to read. Beyond it the search goes on in the next step.
 pub const READ_SEARCH_MAX: usize = 64;

@@ -83,7 +83,7 @@ pub enum Command {
     },
     /// Name the present moment of this VM.
     #[command(
-        after_help = "Example:\n  tidemark-splitter bookmark before-upgrade --state /var/lib/tidemark-splitter"
+        after_help = "Examples:\n  tidemark-splitter bookmark before-upgrade --state /var/lib/tidemark-splitter\n  tidemark-splitter bookmark nightly --state /var/lib/tidemark-splitter --consistency application --allow-lower"
     )]
     Bookmark {
         /// Its name, unique for this VM.
@@ -91,6 +91,16 @@ pub enum Command {
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR")]
         state: PathBuf,
+        /// What the point must be good for: `filesystem` freezes the file systems on the protected disks for a moment,
+        /// `application` runs the freeze hooks besides.
+        #[arg(long, value_enum, default_value_t = Level::Crash)]
+        consistency: Level,
+        /// Accept a lower level than the one asked for.
+        #[arg(long)]
+        allow_lower: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Show what is protected and how far the appliance is behind.
     #[command(after_help = "Example:\n  tidemark-splitter status --state /var/lib/tidemark-splitter --json")]
@@ -101,6 +111,14 @@ pub enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Let go what is held when the splitter dies or takes too long: started by the running splitter.
+    #[command(hide = true)]
+    HoldWatchdog {
+        /// How long hooks and hold may take, in milliseconds.
+        quiesce_ms: u64,
+        /// How long the hold may take, in milliseconds.
+        deadline_ms: u64,
     },
     /// Take the tap out of the kernel without changing what is to be protected.
     #[command(hide = true)]
@@ -124,6 +142,10 @@ pub struct RunOptions {
     /// higher number favours the guest's applications, and a gap comes earlier.
     #[arg(long, value_name = "LEVEL", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
     pub nice: u8,
+    /// Folder of freeze hooks, run for bookmarks with `--consistency application`. Those of QEMU's guest agent
+    /// (`/etc/qemu/fsfreeze-hook.d`), `/usr/sbin/pre-freeze-script` and `post-thaw-script` are run besides.
+    #[arg(long, value_name = "DIR", default_value = crate::hold::HOOKS_FOLDER)]
+    pub hooks: PathBuf,
     /// Format of the log.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log: LogFormat,
@@ -145,6 +167,29 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What a point is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Writes in their order: what a power cut leaves.
+    Crash,
+    /// The file systems on the protected disks were frozen.
+    Filesystem,
+    /// Besides, the freeze hooks had run.
+    Application,
+}
+
+impl Level {
+    /// `crash`, `filesystem` or `application`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Filesystem => "filesystem",
+            Self::Application => "application",
+        }
+    }
 }
 
 /// Modes of a disk.

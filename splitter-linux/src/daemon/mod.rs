@@ -75,7 +75,7 @@ fn start_log(format: LogFormat) {
 async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()> {
     let (restart, restarts) = watch::channel(0_u64);
     let ring_bytes = u64::from(options.ring_mib) << 20;
-    let (worker, worker_ended) = worker::start(state.clone(), ring_bytes, restart, parts)?;
+    let (worker, worker_ended) = worker::start(state.clone(), (ring_bytes, options.hooks), restart, parts)?;
     socket::serve(&state, worker.clone())?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;

@@ -6,7 +6,7 @@ mod machine;
 mod nesting;
 mod reader;
 mod refusal;
-mod sysfs;
+pub(crate) mod sysfs;
 
 pub use disk::{Disk, find, list};
 pub use identity::names as identity_names;

@@ -200,6 +200,7 @@ impl Guest {
             bookmark_id: bookmark_id.into(),
             name: name.into(),
             request_id,
+            ..Marker::default()
         };
         self.frame(frame::Body::Marker(marker))
     }

@@ -146,3 +146,10 @@ fn content_of_a_template_that_is_not_what_was_named_is_caught() {
     let caught = caught(Broken::WrongTemplate);
     assert!(caught > 20, "{caught}");
 }
+
+#[test]
+fn markers_placed_after_their_hold_are_caught() {
+    // Where nothing was written while the place was reserved, late is not too late.
+    let caught = caught(Broken::LateMarkers);
+    assert!(caught > 30, "{caught}");
+}
