@@ -333,7 +333,7 @@ async fn a_verify_that_is_cancelled_ends_with_what_it_found() {
         let splitter_message::Body::VerifyReport(mut last) =
             report(&job.id, VerifyState::Failed, 4096, guest.lsn)
         else {
-            unreachable!()
+            panic!("a report is a report")
         };
         last.reason = "cancelled".into();
         stream.send(splitter_message::Body::VerifyReport(last)).await;
