@@ -8,5 +8,6 @@ pub mod control;
 pub mod daemon;
 pub mod disks;
 pub mod enrol;
+pub mod service;
 pub mod state;
 pub mod transport;
