@@ -8,10 +8,12 @@
 //! # anyhow::Ok(())
 //! ```
 
+mod image;
 mod initramfs;
 mod kernel;
 mod machine;
 
+pub use image::{System, SystemBuilder, system_unavailable};
 pub use initramfs::Initramfs;
 pub use kernel::{Kernel, KernelFiles};
 pub use machine::{Builder, Guest, Outcome, host_program, unavailable};

@@ -155,7 +155,7 @@ impl Builder {
         let console = folder.path().join("console");
         let daemon = Daemon::spawn("qemu", &mut qemu, &folder.path().join("qemu.log"))?;
         let mut guest = Guest { daemon, disks, console, control: None, next: 1, folder };
-        guest.connect(&control)?;
+        guest.connect(&control, BOOT_TIMEOUT)?;
         Ok(guest)
     }
 
@@ -203,12 +203,12 @@ pub struct Outcome {
 /// A running guest; dropping it cuts its power.
 #[derive(Debug)]
 pub struct Guest {
-    daemon: Daemon,
-    disks: BTreeMap<String, PathBuf>,
-    console: PathBuf,
-    control: Option<(BufReader<UnixStream>, UnixStream)>,
-    next: u64,
-    folder: tempfile::TempDir,
+    pub(super) daemon: Daemon,
+    pub(super) disks: BTreeMap<String, PathBuf>,
+    pub(super) console: PathBuf,
+    pub(super) control: Option<(BufReader<UnixStream>, UnixStream)>,
+    pub(super) next: u64,
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Guest {
@@ -306,8 +306,8 @@ impl Guest {
         Ok(self.folder)
     }
 
-    fn connect(&mut self, control: &Path) -> Result<()> {
-        let deadline = Instant::now() + BOOT_TIMEOUT;
+    pub(super) fn connect(&mut self, control: &Path, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
         let stream = loop {
             if let Some(status) = self.daemon.ended()? {
                 bail!("qemu ended ({status}): {}", tail(self.daemon.log(), 5));
