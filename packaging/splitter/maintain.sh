@@ -41,7 +41,7 @@ removing() {
 # After the files went.
 removed() {
     reload
-    ! running_systemd || systemctl reset-failed tidemark-splitter.service 2>/dev/null || true
+    ! running_systemd || systemctl reset-failed tidemark-splitter.service tidemark-splitter-initramfs.service 2>/dev/null || true
     rm -rf /run/tidemark-splitter
     if [ -e "$state/initramfs.list" ]; then
         rm -f "$state/initramfs.list"
