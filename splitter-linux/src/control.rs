@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::service;
 use crate::state::StateDir;
 
 /// Bytes of one line at most: paths of 64 disks are far below. A longer line ends the connection.
@@ -134,8 +135,13 @@ pub struct DiskStatus {
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// No splitter is running on this folder.
-    #[error("no splitter is running on {0}: start it with 'tidemark-splitter run --state {0}'")]
-    NotRunning(String),
+    #[error("no splitter is running on {folder}: start it with '{start}'")]
+    NotRunning {
+        /// The state folder.
+        folder: String,
+        /// The command that starts one.
+        start: String,
+    },
     /// It answered that it will not.
     #[error("{0}")]
     Refused(String),
@@ -150,8 +156,10 @@ pub enum ControlError {
 /// [`ControlError`].
 pub fn ask(state: &StateDir, request: &Request) -> Result<Reply, ControlError> {
     let path = state.control_socket();
-    let stream = UnixStream::connect(&path)
-        .map_err(|_| ControlError::NotRunning(state.root().display().to_string()))?;
+    let stream = UnixStream::connect(&path).map_err(|_| ControlError::NotRunning {
+        folder: state.root().display().to_string(),
+        start: service::start_command(state),
+    })?;
     let reply = converse(stream, request).map_err(|error| ControlError::Broken(error.to_string()))?;
     match reply {
         Reply::Failed { message } => Err(ControlError::Refused(message)),

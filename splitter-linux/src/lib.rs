@@ -9,5 +9,6 @@ pub mod daemon;
 pub mod disks;
 pub mod enrol;
 pub mod hold;
+pub mod service;
 pub mod state;
 pub mod transport;

@@ -29,6 +29,7 @@
 mod builder;
 mod control;
 mod disk;
+mod image;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -40,6 +41,7 @@ mod splitter;
 pub use builder::{Builder, host_program, unavailable};
 pub use control::Outcome;
 pub use disk::{Bus, Cache, Disk};
+pub use image::{System, SystemBuilder, system_unavailable};
 pub use initramfs::Initramfs;
 pub use kernel::{Kernel, KernelFiles};
 pub use machine::Machine;

@@ -90,6 +90,12 @@ pub(crate) enum Command {
         /// The folder given to `tidemark mount`
         dir: PathBuf,
     },
+    /// Write the manual pages into a folder
+    #[command(hide = true, after_help = "Example: tidemark manual /usr/share/man/man1")]
+    Manual {
+        /// The folder
+        dir: PathBuf,
+    },
     /// Serve disks as of a point over NBD
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     #[command(after_help = "Examples:\n  tidemark export web-1 --at latest\n  tidemark export list\n  \

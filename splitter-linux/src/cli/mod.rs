@@ -9,7 +9,8 @@ pub use arguments::{Arguments, Command, Level, LogFormat, RunOptions};
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use clap::CommandFactory as _;
 
 use crate::control::{self, Bookmark, Reply, Request};
 use crate::daemon::Parts;
@@ -23,8 +24,8 @@ use crate::state::StateDir;
 /// One line that says what to do.
 pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
     match arguments.command {
-        Command::Enroll { appliance, token, state } => {
-            enroll::enroll(&StateDir::new(&state), &appliance, &token)
+        Command::Enroll { appliance, token, state, no_start } => {
+            enroll::enroll(&StateDir::new(&state), &appliance, &token, !no_start)
         }
         Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
         Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
@@ -41,6 +42,12 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
             Ok(())
         }
         Command::Unload { state } => protect::unload(&StateDir::new(&state)),
+        Command::Attach { state, ring_mib } => protect::attach(&StateDir::new(&state), ring_mib),
+        Command::Calibrate => crate::capture::note_page_constant().map_err(Into::into),
+        Command::Identities { state } => protect::identities(&StateDir::new(&state)),
+        Command::Manual { dir } => {
+            clap_mangen::generate_to(Arguments::command(), dir).context("cannot write the manual pages")
+        }
     }
 }
 

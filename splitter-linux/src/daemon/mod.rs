@@ -19,7 +19,7 @@ mod socket;
 mod worker;
 
 pub use parts::{KernelSide, Parts};
-pub use protection::{NoteError, forget, note};
+pub use protection::{Attached, NoteError, attach, forget, note};
 
 use std::time::Duration;
 

@@ -7,4 +7,4 @@ mod files;
 mod folder;
 
 pub use files::{Disks, Identity, ProtectedDisk, Quarantine};
-pub use folder::{StateDir, StateError, StateLock};
+pub use folder::{DEFAULT_STATE, StateDir, StateError, StateLock};
