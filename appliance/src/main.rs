@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use tidemark_appliance::master_key;
 use tidemark_appliance::one_line::one_line;
 use tidemark_appliance::server::Appliance;
@@ -29,6 +29,10 @@ fn run(program: Program) -> anyhow::Result<()> {
             start_log(LogForm::Text);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             return runtime.block_on(master_key::run(command));
+        }
+        (Some(Command::Manual { dir }), _) => {
+            clap_mangen::generate_to(Program::command(), dir)?;
+            return Ok(());
         }
         (None, Some(arguments)) => arguments,
         (None, None) => anyhow::bail!("name the data folder: --data DIR"),

@@ -36,6 +36,12 @@ pub enum Command {
     /// Look at the master key, or change it
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Write the manual pages into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        dir: PathBuf,
+    },
 }
 
 /// What an appliance that serves is told.

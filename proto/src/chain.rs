@@ -7,7 +7,8 @@
 //! - 11 base: line LSN u64, entry count u32, entries, checksum count u32, checksums
 //! - 12 line start: LSN, gap-from LSN, boot time u64 each, cause u32, disk count u32, disks u32 each
 //! - 13 line end: LSN, boot time, disk count u32, disks
-//! - 14 marker: LSN, boot time, bookmark id (length u32, bytes), name (length u32, bytes)
+//! - 14 marker: LSN, boot time, bookmark id (length u32, bytes), name (length u32, bytes); not its level, which older
+//!   versions do not have
 //! - 15 heartbeat: LSN, boot time, clean u8
 //! - 16 resize: LSN, disk u32, size u64, boot time u64
 //!

@@ -6,6 +6,8 @@
 #[cfg(feature = "messages")]
 pub mod chain;
 pub mod ids;
+#[cfg(feature = "messages")]
+mod level;
 pub mod limits;
 #[cfg(feature = "messages")]
 pub mod pieces;

@@ -69,6 +69,14 @@ pub const DISKS_MAX: usize = 64;
 /// Characters in a VM's or bookmark's name at most. Longer names are refused.
 pub const NAME_MAX_CHARS: usize = 128;
 
+/// How long a splitter holds the writers of its disks still for a bookmark at most. Beyond it a watchdog lets them go and the
+/// level is not achieved: databases and clusters commonly bear a stall of ten seconds, not of a minute.
+pub const HOLD_MAX_MS: u32 = 10_000;
+
+/// How long freeze hooks, the hold and thaw hooks of one bookmark may take together before the watchdog runs the thaw hooks
+/// itself: an application must not stay quiesced for longer.
+pub const QUIESCE_MAX_MS: u32 = 60_000;
+
 /// Bytes of `detail`, `reason` and other texts for people in messages at most; longer ones are refused.
 pub const TEXT_MAX_BYTES: usize = 1024;
 

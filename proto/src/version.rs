@@ -5,7 +5,8 @@ use thiserror::Error;
 /// Oldest protocol version this build speaks.
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`). 3: verify on
-/// request (`VerifyRequest`), content of published templates (`HashAnswer.offered`). 4: synchronous mode (`Ping.sync`).
+/// request (`VerifyRequest`), content of published templates (`HashAnswer.offered`). 4: consistency levels of bookmarks,
+/// synchronous mode (`Ping.sync`).
 pub const PROTOCOL_MAX: u32 = 4;
 /// The first version in which pieces are asked about by their hashes.
 pub const HASHES_FIRST: u32 = 2;
@@ -15,6 +16,9 @@ pub const VERIFY: u32 = 3;
 pub const TEMPLATES: u32 = 3;
 /// The first version in which the appliance records promises of synchronous mode.
 pub const SYNC: u32 = 4;
+
+/// The first version in which bookmarks are asked for with a consistency level.
+pub const CONSISTENCY: u32 = 4;
 
 /// The peers share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -4,7 +4,7 @@ use prost::Message;
 use tidemark_proto::chain;
 use tidemark_proto::ids::ChainHash;
 use tidemark_proto::pieces::{self, HASH_BYTES, Piece};
-use tidemark_proto::v1::{BaseBlocks, Frame, Welcome, WriteEntry, frame};
+use tidemark_proto::v1::{BaseBlocks, Consistency, Frame, Marker, MarkerRequest, Welcome, WriteEntry, frame};
 
 #[test]
 fn a_question_and_an_answer_have_these_bytes() {
@@ -50,4 +50,25 @@ fn blocks_named_by_hashes_have_the_chain_of_the_same_blocks_with_their_payload()
     assert_eq!(next(whole.clone()), next(named.clone()));
     // The control: another content has another chain.
     assert_ne!(next(BaseBlocks { crc32c: vec![1, 2], ..named }), next(whole));
+}
+
+#[test]
+fn a_level_that_is_asked_for_and_one_that_was_achieved_have_these_bytes() {
+    let ask = MarkerRequest { request_id: 5, name: "n".into(), ..MarkerRequest::default() };
+    // Of version 3: no level.
+    assert_eq!(ask.encode_to_vec(), [8, 5, 18, 1, b'n']);
+    let ask = MarkerRequest { consistency: Consistency::Application.into(), allow_lower: true, ..ask };
+    assert_eq!(ask.encode_to_vec(), [8, 5, 18, 1, b'n', 32, 3, 40, 1]);
+    let plain = Marker { lsn: 7, name: "n".into(), ..Marker::default() };
+    assert_eq!(plain.encode_to_vec(), [8, 7, 34, 1, b'n']);
+    let level = Consistency::Filesystem.into();
+    let frozen = Marker { consistency: level, hold_us: 300, reason: "r".into(), ..plain.clone() };
+    assert_eq!(frozen.encode_to_vec(), [8, 7, 34, 1, b'n', 48, 2, 56, 0xac, 2, 66, 1, b'r']);
+    // A side of an older version, which does not see the level, gets the same chain.
+    let next = |marker: Marker| {
+        let body = Some(frame::Body::Marker(marker));
+        chain::next(&ChainHash([7; 32]), &Frame { seq: 4, generation: 1, body, ..Frame::default() })
+    };
+    assert_eq!(next(frozen.clone()), next(plain));
+    assert_ne!(next(Marker { name: "m".into(), ..frozen.clone() }), next(frozen));
 }

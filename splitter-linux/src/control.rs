@@ -11,13 +11,14 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::gate::OnLapse;
+use crate::service;
 use crate::state::StateDir;
 
 /// Bytes of one line at most: paths of 64 disks are far below. A longer line ends the connection.
 pub const LINE_MAX_BYTES: u64 = 256 << 10;
 
-/// How long a command waits for the running splitter. Placing a bookmark waits for the appliance, at most this long.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a command waits for the running splitter: for a bookmark, its freeze hooks, and the appliance.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// What a command asks of the running splitter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,12 @@ pub enum Request {
     Bookmark {
         /// Its name.
         name: String,
+        /// `crash`, `filesystem` or `application`; empty is `crash`.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        consistency: String,
+        /// A lower level will do.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        allow_lower: bool,
     },
     /// Report.
     Status,
@@ -59,7 +66,7 @@ pub enum Request {
 pub enum Reply {
     /// Done and stored.
     Done,
-    /// The bookmark is durable at the appliance.
+    /// The bookmark is durable at the appliance, and its point is offered for recovery.
     Bookmark(Bookmark),
     /// The report.
     Status(Status),
@@ -77,6 +84,14 @@ pub struct Bookmark {
     pub name: String,
     /// Its point.
     pub lsn: u64,
+    /// The level that was asked for.
+    pub requested: String,
+    /// The level achieved.
+    pub achieved: String,
+    /// How long writers were held.
+    pub hold_us: u64,
+    /// Why the level is lower than was asked for; empty otherwise.
+    pub reason: String,
 }
 
 /// `tidemark-splitter status --json`; fields as in the command line contract.
@@ -168,8 +183,13 @@ pub struct VolumeStatus {
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// No splitter is running on this folder.
-    #[error("no splitter is running on {0}: start it with 'tidemark-splitter run --state {0}'")]
-    NotRunning(String),
+    #[error("no splitter is running on {folder}: start it with '{start}'")]
+    NotRunning {
+        /// The state folder.
+        folder: String,
+        /// The command that starts one.
+        start: String,
+    },
     /// It answered that it will not.
     #[error("{0}")]
     Refused(String),
@@ -184,8 +204,10 @@ pub enum ControlError {
 /// [`ControlError`].
 pub fn ask(state: &StateDir, request: &Request) -> Result<Reply, ControlError> {
     let path = state.control_socket();
-    let stream = UnixStream::connect(&path)
-        .map_err(|_| ControlError::NotRunning(state.root().display().to_string()))?;
+    let stream = UnixStream::connect(&path).map_err(|_| ControlError::NotRunning {
+        folder: state.root().display().to_string(),
+        start: service::start_command(state),
+    })?;
     let reply = converse(stream, request).map_err(|error| ControlError::Broken(error.to_string()))?;
     match reply {
         Reply::Failed { message } => Err(ControlError::Refused(message)),
@@ -212,6 +234,10 @@ mod tests {
         let request = Request::Protect { paths: vec!["/dev/vdb".into()] };
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"request":"protect","paths":["/dev/vdb"]}"#);
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
+        let crash = r#"{"request":"bookmark","name":"b"}"#;
+        let request = Request::Bookmark { name: "b".into(), consistency: String::new(), allow_lower: false };
+        assert_eq!(serde_json::to_string(&request).unwrap(), crash, "as an older splitter takes it");
+        assert_eq!(serde_json::from_str::<Request>(crash).unwrap(), request);
         let reply = Reply::Failed { message: "no".into() };
         assert_eq!(serde_json::to_string(&reply).unwrap(), r#"{"reply":"failed","message":"no"}"#);
         assert!(serde_json::from_str::<Request>(r#"{"request":"explode"}"#).is_err());

@@ -9,5 +9,7 @@ pub mod daemon;
 pub mod disks;
 pub mod enrol;
 pub mod gate;
+pub mod hold;
+pub mod service;
 pub mod state;
 pub mod transport;

@@ -1,6 +1,7 @@
 //! Splitters that lie: the product's own daemon around a ring that loses or swaps writes. The oracles must notice.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -13,6 +14,9 @@ use tidemark_splitter_core::engine::Kernel;
 
 /// Says to `tidemark-splitter-faulty` what is to be wrong with it.
 pub const FAULT_VARIABLE: &str = "TIDEMARK_FAULT";
+
+/// Names the file that stops a stuck splitter.
+pub const STUCK_VARIABLE: &str = "TIDEMARK_STUCK";
 
 /// One write in so many is lost or swapped: often enough for a short run, seldom enough that most of it is right.
 const EVERY: u64 = 8;
@@ -27,6 +31,8 @@ pub enum Fault {
     Omit,
     /// Two writes of one length change places, although the second was submitted after the first had completed.
     Swap,
+    /// The worker stands still while the file named by [`STUCK_VARIABLE`] exists.
+    Stuck,
 }
 
 /// Lends the engine a ring with a fault.
@@ -39,13 +45,15 @@ pub struct FaultyKernel {
     /// Read ahead, to be given out next.
     ahead: VecDeque<Copied>,
     current: Option<Copied>,
+    stuck_by: Option<PathBuf>,
 }
 
 impl FaultyKernel {
     /// Nothing was lost yet.
     #[must_use]
     pub fn new(fault: Fault) -> Self {
-        Self { fault, writes: 0, omitted: None, ahead: VecDeque::new(), current: None }
+        let stuck_by = std::env::var_os(STUCK_VARIABLE).map(PathBuf::from);
+        Self { fault, writes: 0, omitted: None, ahead: VecDeque::new(), current: None, stuck_by }
     }
 
     /// Counts data writes; true for the one to be lost or swapped.
@@ -105,6 +113,9 @@ impl FaultyKernel {
 
 impl KernelSide for FaultyKernel {
     fn lend(&mut self, capture: &mut LinuxCapture, work: &mut dyn FnMut(&mut Kernel<'_>)) {
+        while self.stuck_by.as_ref().is_some_and(|file| file.exists()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let mut ring = FaultyRing { faulty: self, inner: &mut capture.ring };
         work(&mut Kernel { ring: &mut ring, control: &mut capture.control, dirty: &mut capture.maps });
     }

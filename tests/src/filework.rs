@@ -25,7 +25,7 @@ pub struct FileWork {
 }
 
 impl FileWork {
-    /// In a mounted file system. Makes a folder that is long enough for an index.
+    /// In a mounted file system. Makes a folder that is long enough for an index, unless there is one.
     ///
     /// # Errors
     /// As the file system's.
@@ -34,9 +34,11 @@ impl FileWork {
             fs::create_dir_all(root.join(format!("folder-{folder}")))?;
         }
         let long = root.join("long");
-        fs::create_dir_all(&long)?;
-        for number in 0..3000 {
-            File::create(long.join(format!("a-name-that-is-not-short-{number:05}")))?;
+        if !long.exists() {
+            fs::create_dir_all(&long)?;
+            for number in 0..3000 {
+                File::create(long.join(format!("a-name-that-is-not-short-{number:05}")))?;
+            }
         }
         Ok(Self { root: root.to_owned(), stop: AtomicBool::new(false), steps: AtomicUsize::new(0) })
     }

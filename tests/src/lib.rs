@@ -6,8 +6,10 @@
 //! * [`faults`]: splitters that lie, for negative controls.
 //! * [`filetree`]: what a file system holds, by the kernel and by `tidemark files`.
 //! * [`filework`]: a guest that works with files.
+//! * [`freeze`]: whether a file system is as a freeze leaves it.
 //! * [`guest`]: virtual machines with stock kernels.
 //! * [`leftovers`]: what must be gone after a test, also after a killed one.
+//! * [`mariadb`]: another database of our own.
 //! * [`meter`]: a relay that counts what passes.
 //! * [`process`]: programs under test.
 //! * [`site`]: a whole installation on this machine.
@@ -22,9 +24,11 @@ pub mod disks;
 pub mod faults;
 pub mod filetree;
 pub mod filework;
+pub mod freeze;
 pub mod guest;
 pub mod house;
 pub mod leftovers;
+pub mod mariadb;
 pub mod meter;
 pub mod oracle;
 pub mod postgres;

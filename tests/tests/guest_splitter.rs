@@ -14,6 +14,7 @@
 use std::io::BufReader;
 use std::time::Duration;
 
+use tidemark_tests::freeze::{is_sound, needs_replay};
 use tidemark_tests::guest::{self, Guest, Kernel};
 use tidemark_tests::oracle::Judge;
 use tidemark_tests::site::{Site, program, skipped};
@@ -47,6 +48,8 @@ fn boot(kernel: Kernel, command_line: &str) -> Guest {
         .program(program("tidemark-lab").unwrap())
         .program(guest::host_program("dmsetup").unwrap())
         .program(guest::host_program("losetup").unwrap())
+        .program(guest::host_program("mkfs.ext4").unwrap())
+        .module("ext4")
         .command_line(command_line)
         .network()
         .boot()
@@ -220,4 +223,76 @@ fn confidentiality_lockdown_is_refused_clearly() {
     assert!(outcome.output.to_lowercase().contains("lockdown"), "{}", outcome.output);
     guest.power_cut().unwrap();
     site.finish(&["connect", "reset", "closed", "session", "stream"]).unwrap();
+}
+
+/// In a guest the agent lies on a file system of its own and the frozen one on a device-mapper volume; on both kernels once.
+fn freezes(kernel: Kernel) {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("guest-freeze").unwrap();
+    let mut guest = boot(kernel, "");
+    start_splitter(&site, &mut guest);
+    guest.sh("echo '0 65536 linear /dev/vda 0' | dmsetup create volume && dmsetup mknodes").unwrap();
+    guest.sh("mkfs.ext4 -q -F /dev/mapper/volume && mkdir /live && mount /dev/mapper/volume /live").unwrap();
+    protect(&site, &mut guest, "/dev/vda");
+    let load = "n=0; while [ ! -e /tmp/stop ]; do n=$((n + 1)); dd if=/dev/zero of=/live/f$((n % 50)) bs=64k count=1 conv=fsync 2>/dev/null; done";
+    guest.sh(&format!("({load}) >/dev/null 2>&1 & sleep 1")).unwrap();
+    let make = |level: &str| {
+        let name = format!("at-{level}");
+        site.cli_json(&["bookmark", "create", &name, "--vm", VM, "--consistency", level]).unwrap()
+    };
+    let (frozen, crash) = (make("filesystem"), make("crash"));
+    println!("{kernel:?}: {frozen}");
+    assert_eq!((&frozen["achieved"], &crash["achieved"]), (&"filesystem".into(), &"crash".into()));
+    // Written past the file system: no more than crash, and the volume is named.
+    let holder = "exec 9<>/dev/mapper/volume; sleep 100";
+    guest.sh(&format!("sh -c '{holder}' >/dev/null 2>&1 & sleep 1")).unwrap();
+    let why =
+        site.cli_refused(&["bookmark", "create", "raw", "--vm", VM, "--consistency", "filesystem"]).unwrap();
+    assert!(why.contains("writes to"), "{why}");
+    println!("{}", why.trim());
+    let image = |name: &str| site.image(VM, 0, &format!("bookmark:{name}")).unwrap();
+    assert!(!needs_replay(&image("at-filesystem")));
+    is_sound(&image("at-filesystem")).unwrap();
+    // The control.
+    assert!(needs_replay(&image("at-crash")));
+    // The watchdog leaves nobody behind.
+    let left = guest.sh("ps | grep hold-watchdo[g] || true").unwrap();
+    assert_eq!(left.trim(), "");
+    survives_its_group(&mut guest);
+    guest.power_cut().unwrap();
+    site.finish(&["connect", "reset", "closed", "session", "stream", "heartbeat", "bookmark"]).unwrap();
+}
+
+/// Everything in the service's control group is killed while an application is quiesced: its thaw hook runs all the same.
+fn survives_its_group(guest: &mut Guest) {
+    guest
+        .sh("mkdir -p /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && mkdir /sys/fs/cgroup/unit /etc/tidemark /etc/tidemark/hooks.d")
+        .unwrap();
+    let hook = "#!/bin/sh\necho $1 >>/tmp/hooks\n[ $1 = thaw ] || sleep 30\n";
+    guest
+        .sh(&format!("printf '{hook}' >/etc/tidemark/hooks.d/slow; chmod 755 /etc/tidemark/hooks.d/slow; killall sleep; sleep 1"))
+        .unwrap();
+    guest.sh("echo $(pidof tidemark-splitter) >/sys/fs/cgroup/unit/cgroup.procs").unwrap();
+    let ask = format!("tidemark-splitter bookmark killed {STATE} --consistency application");
+    guest
+        .sh(&format!(
+            "({ask}) >/tmp/asked 2>&1 & for i in $(seq 100); do [ -e /tmp/hooks ] && break; sleep 0.2; done"
+        ))
+        .unwrap();
+    let hooks = guest
+        .sh("cat /tmp/hooks; echo 1 >/sys/fs/cgroup/unit/cgroup.kill; sleep 6; cat /tmp/hooks; cat /sys/fs/cgroup/unit/cgroup.procs; pidof tidemark-splitter || true")
+        .unwrap();
+    assert_eq!(hooks, "freeze\nfreeze\nthaw\n", "{}", guest.sh("cat /tmp/asked").unwrap());
+}
+
+#[test]
+fn file_systems_of_a_guest_with_linux_6_12_are_frozen() {
+    freezes(Kernel::V6_12);
+}
+
+#[test]
+fn file_systems_of_a_guest_with_linux_6_1_are_frozen() {
+    freezes(Kernel::V6_1);
 }

@@ -5,19 +5,23 @@ use std::time::Duration;
 
 use tidemark_journal::timeline::Timeline;
 use tidemark_proto::ids::Lsn;
-use tidemark_proto::limits::NAME_MAX_CHARS;
-use tidemark_proto::v1::{BookmarkPoint, BookmarkReply, CreateBookmarkRequest};
+use tidemark_proto::limits::{NAME_MAX_CHARS, QUIESCE_MAX_MS};
+use tidemark_proto::v1::{BookmarkPoint, BookmarkReply, Consistency, CreateBookmarkRequest};
+use tidemark_proto::version::CONSISTENCY;
 use tokio::time::Instant;
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
 use crate::core::Core;
-use crate::fleet::{Command, MarkerAsk, Vm};
+use crate::fleet::{Command, MarkerAsk, PlacedMarker, Vm};
 use crate::transport::Peer;
 
 /// How long the splitter may take to place a marker and the appliance to make it durable. A splitter that catches up
 /// after an overload has its ring, 256 MiB, ahead of it.
 const MARKER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// As above, where the splitter is to hold writers first: its freeze hooks, the hold and the thaw hooks may take that long.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30 + QUIESCE_MAX_MS as u64 / 1000);
 
 /// How long to wait for the heartbeat that makes the bookmark recoverable: ten of them.
 const HORIZON_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,22 +46,24 @@ pub(super) async fn create(
         )));
     }
     check_name(&request.name)?;
-    let requested = level(&request)?;
+    let level = Level { wanted: wanted(&request)?, allow_lower: request.allow_lower };
     if core.catalog.bookmark(vm.id, &request.name).await.map_err(catalog)?.is_some() {
         let text =
             format!("a bookmark named '{}' exists for '{}': choose another name", request.name, vm.name);
         return Err(Status::already_exists(text));
     }
-    let (id, lsn, time_us) = place_recoverable(core, &vm, &request.name).await?;
+    let (id, placed) = place_recoverable(core, &vm, &request.name, level).await?;
     core.audit(&caller.role.uri(), "create bookmark", &vm.name, &request.name).await;
+    let PlacedMarker { lsn, time_us, achieved, hold_us, reason, .. } = placed;
     let point = BookmarkPoint { vm: vm.name.clone(), branch: String::new(), lsn: lsn.0, time_us };
     Ok(BookmarkReply {
         name: request.name,
         id,
-        requested,
-        achieved: "crash".into(),
-        hold_us: 0,
+        requested: level.wanted.word().into(),
+        achieved: achieved.word().into(),
+        hold_us,
         points: vec![point],
+        reason,
     })
 }
 
@@ -76,22 +82,26 @@ fn check_name(name: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// The level asked for, if it can be achieved or lowered.
-fn level(request: &CreateBookmarkRequest) -> Result<String, Status> {
+/// What is asked for besides the name.
+#[derive(Debug, Clone, Copy)]
+struct Level {
+    wanted: Consistency,
+    allow_lower: bool,
+}
+
+fn wanted(request: &CreateBookmarkRequest) -> Result<Consistency, Status> {
     match request.consistency.as_str() {
-        "" | "crash" => Ok("crash".into()),
-        level @ ("filesystem" | "application") if request.allow_lower => Ok(level.to_owned()),
-        level @ ("filesystem" | "application") => Err(Status::failed_precondition(format!(
-            "consistency '{level}' cannot be achieved by this version: use crash, or --allow-lower"
-        ))),
-        level => Err(Status::invalid_argument(format!(
-            "'{level}' is no consistency level: use crash, filesystem or application"
-        ))),
+        "" => Ok(Consistency::Crash),
+        word => Consistency::of_word(word).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "'{word}' is no consistency level: use crash, filesystem or application"
+            ))
+        }),
     }
 }
 
-/// The place of a new marker, its time, and the name that it got.
-async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64, String), Status> {
+/// Has the splitter place a marker.
+async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str, level: Level) -> Result<PlacedMarker, Status> {
     let not_connected = || {
         Status::unavailable(format!(
             "the splitter of '{}' is not connected: a bookmark needs a live stream",
@@ -99,27 +109,50 @@ async fn place(vm: &Arc<Vm>, name: &str, bookmark_id: &str) -> Result<(Lsn, u64,
         ))
     };
     let session = vm.session().ok_or_else(not_connected)?;
+    let older = (level.wanted > Consistency::Crash && session.protocol < CONSISTENCY).then(|| {
+        format!("the splitter of '{}' is of an older version, which holds nothing still: upgrade it", vm.name)
+    });
+    if let Some(older) = older.as_ref().filter(|_| !level.allow_lower) {
+        let text = format!(
+            "consistency '{}' cannot be achieved: {older}, or use --allow-lower",
+            level.wanted.word()
+        );
+        return Err(Status::failed_precondition(text));
+    }
     let (request_id, outcome) = vm.expect_marker().map_err(Status::resource_exhausted)?;
-    let ask = MarkerAsk { request_id, name: name.to_owned(), bookmark_id: bookmark_id.to_owned() };
+    let ask = MarkerAsk {
+        request_id,
+        name: name.to_owned(),
+        bookmark_id: bookmark_id.to_owned(),
+        wanted: if older.is_some() { Consistency::Unspecified } else { level.wanted },
+        allow_lower: level.allow_lower,
+    };
     session.commands.try_send(Command::Marker(ask)).map_err(|_| not_connected())?;
-    match tokio::time::timeout(MARKER_TIMEOUT, outcome).await {
-        Ok(Ok(Ok(placed))) => Ok(placed),
+    let patience = if level.wanted > Consistency::Crash { HOLD_TIMEOUT } else { MARKER_TIMEOUT };
+    match tokio::time::timeout(patience, outcome).await {
+        Ok(Ok(Ok(placed))) => Ok(PlacedMarker { reason: older.unwrap_or(placed.reason), ..placed }),
         Ok(Ok(Err(reason))) => Err(Status::aborted(format!("the bookmark was not placed: {reason}"))),
         Ok(Err(_)) => Err(Status::aborted("the bookmark was not placed: the stream ended")),
         Err(_) => Err(Status::deadline_exceeded(format!(
             "the splitter of '{}' did not place the bookmark in {} s: it may still appear; `tidemark point list` shows it",
             vm.name,
-            MARKER_TIMEOUT.as_secs()
+            patience.as_secs()
         ))),
     }
 }
 
 /// Places markers until one can be recovered: one that fell into a short gap is forgotten, and the next comes after it.
-async fn place_recoverable(core: &Core, vm: &Arc<Vm>, name: &str) -> Result<(String, Lsn, u64), Status> {
+async fn place_recoverable(
+    core: &Core,
+    vm: &Arc<Vm>,
+    name: &str,
+    level: Level,
+) -> Result<(String, PlacedMarker), Status> {
     let patience = Instant::now() + GAP_PATIENCE;
     loop {
         let id = uuid::Uuid::new_v4().to_string();
-        let (lsn, time_us, stored) = place(vm, name, &id).await?;
+        let placed = place(vm, name, &id, level).await?;
+        let (lsn, stored) = (placed.lsn, &placed.name);
         if stored != name {
             // Whoever asked must not go on with the name of another point, to hold it for instance.
             return Err(Status::already_exists(format!(
@@ -127,7 +160,7 @@ async fn place_recoverable(core: &Core, vm: &Arc<Vm>, name: &str) -> Result<(Str
             )));
         }
         let reason = match wait_judged(vm, lsn).await? {
-            Judged::Recoverable => return Ok((id, lsn, time_us)),
+            Judged::Recoverable => return Ok((id, placed)),
             Judged::Refused(reason) => reason,
         };
         if timeline(vm, move |timeline| timeline.gap_around(lsn).is_none()).await? {

@@ -117,9 +117,11 @@ fn info(core: &Core, clone: &Vm) -> CloneInfo {
 }
 
 async fn create(core: &Arc<Core>, caller: &Peer, request: CreateCloneRequest) -> Result<CloneInfo, Status> {
+    let mut warnings = Vec::new();
     let (below, detail) = if request.template.is_empty() {
         let view = open_view(core, &request.vm, request.at, None).await?;
         let detail = format!("of '{}' lsn:{}", view.vm_name, view.lsn);
+        warnings.clone_from(&view.warnings);
         (Below::Point(Box::new(view)), detail)
     } else if request.vm.is_empty() && request.at.is_none() {
         let detail = format!("of template '{}'", request.template);
@@ -136,7 +138,8 @@ async fn create(core: &Arc<Core>, caller: &Peer, request: CreateCloneRequest) ->
     core.audit(&caller.role.uri(), "create clone", &clone.name, &detail).await;
     tracing::info!(clone = clone.name, detail, "clone made");
     let core = Arc::clone(core);
-    blocking(move || Ok(info(&core, &clone))).await
+    let info = blocking(move || Ok(info(&core, &clone))).await?;
+    Ok(CloneInfo { warnings, ..info })
 }
 
 async fn export(

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tidemark_proto::v1::jobs_server::Jobs;
-use tidemark_proto::v1::{JobInfo, ListJobsRequest, ListJobsResponse, VerifyVmRequest};
+use tidemark_proto::v1::{CancelJobRequest, JobInfo, ListJobsRequest, ListJobsResponse, VerifyVmRequest};
 use tidemark_proto::version;
 use tokio::sync::mpsc::error::TrySendError;
 use tonic::{Request, Response, Status};
@@ -16,6 +17,12 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Command, VerifyJob, Vm};
 use crate::transport::Peer;
+
+/// How long a splitter has to end a job that is cancelled.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the job is looked at meanwhile.
+const CANCEL_POLL: Duration = Duration::from_millis(20);
 
 /// Serves jobs: the same callers and rights as the console's.
 #[derive(Debug)]
@@ -43,6 +50,11 @@ impl Jobs for JobsService {
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
         list(&self.core, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn cancel_job(&self, request: Request<CancelJobRequest>) -> Result<Response<JobInfo>, Status> {
+        let caller = caller(&request)?;
+        cancel(&self.core, &caller, &request.into_inner().id).await.map(Response::new)
     }
 }
 
@@ -101,6 +113,36 @@ async fn verify(core: &Arc<Core>, caller: &Peer, request: VerifyVmRequest) -> Re
     }
     core.audit(&caller.role.uri(), "verify", name, &request.disk).await;
     Ok(job.info(name))
+}
+
+/// Ends a verify: by its splitter, which knows what it has found, or at once where none is connected.
+async fn cancel(core: &Arc<Core>, caller: &Peer, id: &str) -> Result<JobInfo, Status> {
+    let running = |vm: &Arc<Vm>| vm.verify().is_some_and(|job| job.is_running() && job.id == id);
+    let Some(vm) = core.fleet.all().into_iter().find(running) else {
+        let request = ListJobsRequest { id: id.to_owned(), ..ListJobsRequest::default() };
+        let known = list(core, request).await?.jobs.pop();
+        let state = known.map(|job| job.state).unwrap_or_default();
+        return Err(Status::failed_precondition(format!("the job has ended already: it is {state}")));
+    };
+    core.audit(&caller.role.uri(), "cancel", &vm.name, id).await;
+    let told = vm.session().is_some_and(|session| session.commands.try_send(Command::CancelVerify).is_ok());
+    let until = Instant::now() + CANCEL_TIMEOUT;
+    while told && running(&vm) && Instant::now() < until {
+        tokio::time::sleep(CANCEL_POLL).await;
+    }
+    if told && running(&vm) {
+        return Err(Status::deadline_exceeded(format!(
+            "the splitter of '{}' has not ended the verify within {} s; `tidemark job list` shows when it does",
+            vm.name,
+            CANCEL_TIMEOUT.as_secs()
+        )));
+    }
+    if let Some(job) = vm.fail_verify(id, "cancelled".into(), now_us()) {
+        let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+        core.catalog.keep_found(vm.id, &journal.timeline(), job).await.map_err(catalog)?;
+    }
+    let job = vm.verify().filter(|job| job.id == id);
+    job.map(|job| job.info(&vm.name)).ok_or_else(super::interrupted)
 }
 
 async fn list(core: &Arc<Core>, request: ListJobsRequest) -> Result<ListJobsResponse, Status> {

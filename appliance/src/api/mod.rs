@@ -5,6 +5,7 @@ mod attest;
 mod bookmarks;
 mod clones;
 mod diff;
+mod doubtful;
 mod exports;
 mod history;
 mod jobs;

@@ -10,11 +10,11 @@ use tidemark_proto::v1::{self, Gap, ListPointsRequest, ListPointsResponse, Point
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
-use crate::catalog::{BookmarkRow, VerifyRow};
+use crate::catalog::{BookmarkRow, doubts_of};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::ingest::CRASH;
-use crate::recovery::{Doubt, cause_text, doubts};
+use crate::recovery::{Doubt, cause_text};
 
 /// Entries of each kind in one answer at most: the newest. An operator who needs more narrows the range.
 const ENTRIES_MAX: usize = 10_000;
@@ -55,9 +55,13 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
             points.sort_by_key(|point| point.lsn);
         }
         let gaps = timeline.gaps().iter().filter(|gap| range.touches(gap)).map(gap_info).collect();
-        let verified: Vec<_> = verifies.iter().flat_map(VerifyRow::verified).collect();
-        let doubts = doubts(timeline.gaps(), |disk| timeline.first_line(disk), &verified)
+        // Of what was folded away, doubt matters where a point stayed.
+        let matters = |doubt: &Doubt| {
+            doubt.to > base || kept.iter().any(|kept| doubt.from <= kept.lsn && kept.lsn < doubt.to)
+        };
+        let doubts = doubts_of(&timeline, &verifies)
             .into_iter()
+            .filter(matters)
             .filter(|doubt| doubt.to.0 >= range.from.0 && doubt.from.0 <= range.to.0);
         Ok(ListPointsResponse {
             windows: newest(windows),

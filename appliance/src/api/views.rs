@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidemark_journal::ViewError;
-use tidemark_journal::timeline::Timeline;
 use tidemark_journal::view::{Extent, ExtentKind, View};
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::READ_MAX_BYTES;
@@ -13,12 +12,12 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::doubtful::History;
 use super::{blocking, catalog, vm_named};
-use crate::catalog::VerifyRow;
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
-use crate::recovery::{OpenedDisk, OpenedView, PointRefused, doubts, resolve};
+use crate::recovery::{OpenedDisk, OpenedView, PointRefused, resolve};
 use crate::transport::Peer;
 
 /// Bytes of data in one message at most: large enough that its cost vanishes, small enough that four of them are
@@ -27,9 +26,6 @@ const CHUNK_MAX_BYTES: usize = 1 << 20;
 
 /// Chunks read ahead of the network at most.
 const READ_AHEAD_CHUNKS: usize = 4;
-
-/// Warnings of one point at most; the others say the same of other places.
-const WARNINGS_MAX: usize = 16;
 
 /// Messages of one call's data.
 pub(super) type Chunks = ReceiverStream<Result<ViewChunk, Status>>;
@@ -96,7 +92,7 @@ pub(super) async fn open_view(
 ) -> Result<OpenedView, Status> {
     let vm = vm_named(core, vm)?;
     let bookmarks = core.catalog.bookmarks(vm.id).await.map_err(catalog)?;
-    let verifies = core.catalog.verifies_of(vm.id).await.map_err(catalog)?;
+    let history = History::of(core, &vm).await?;
     blocking(move || {
         let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
         let wanted: Vec<DiskId> = disk.into_iter().collect();
@@ -104,7 +100,7 @@ pub(super) async fn open_view(
         let point = resolve(&timeline, &bookmarks, at.as_ref(), &wanted, now_us()).map_err(refused)?;
         let view = journal.view(point.lsn).map_err(|error| view_status(&error))?;
         let mut opened = describe(&vm, &journal.disks(), view, point.lsn, point.time_us);
-        opened.warnings = doubtful(&timeline, &verifies, point.lsn, disk);
+        opened.warnings = history.doubtful(point.lsn, disk);
         match disk {
             Some(disk) if opened.disk(disk).is_none() => Err(Status::not_found(format!(
                 "'{}' has no {disk} at lsn:{}; `tidemark vm show` lists its disks",
@@ -134,23 +130,6 @@ fn describe(
     });
     let (disks, vm_name) = (disks.collect(), vm.name.clone());
     OpenedView { disks, vm: vm.id, vm_name, lsn, time_us, view, warnings: Vec::new() }
-}
-
-/// Warnings where a later verify found a disk wrong that may have been so at the point already.
-fn doubtful(timeline: &Timeline, verifies: &[VerifyRow], lsn: Lsn, disk: Option<DiskId>) -> Vec<String> {
-    let verified: Vec<_> = verifies.iter().flat_map(VerifyRow::verified).collect();
-    let mut warnings: Vec<String> = doubts(timeline.gaps(), |disk| timeline.first_line(disk), &verified)
-        .iter()
-        .filter(|doubt| doubt.from <= lsn && lsn < doubt.to && disk.is_none_or(|disk| disk == doubt.disk))
-        .map(|doubt| {
-            format!(
-                "{} at lsn:{lsn} is in doubt: a verify found later that {}; from lsn:{} to lsn:{} nobody knows since when",
-                doubt.disk, doubt.detail, doubt.from, doubt.to
-            )
-        })
-        .collect();
-    warnings.truncate(WARNINGS_MAX);
-    warnings
 }
 
 fn refused(error: PointRefused) -> Status {

@@ -22,7 +22,7 @@ pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
 pub use search::{FoundPoint, PointSearch};
 pub use tags::TagRow;
 pub use tokens::{TokenRow, TokenState};
-pub use verifications::VerifyRow;
+pub use verifications::{VerifyRow, doubts_of};
 pub use vms::{HelloRecord, NewCertificate, VmRow};
 
 /// Microseconds as the databases store them. Saturates in the year 294,000.

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use tidemark_journal::timeline::Timeline;
 use tidemark_proto::ids::{DiskId, Lsn, VmId};
 
 use super::pool::{execute, fetch_all};
 use super::{Catalog, CatalogError, from_db, to_db};
-use crate::fleet::{JobState, VerifiedDisk, VerifyJob};
-use crate::recovery::Verified;
+use crate::fleet::{JobState, KeptDoubt, VerifiedDisk, VerifyJob};
+use crate::recovery::{Doubt, Verified, doubts, with_kept};
 
 /// Verifies kept of each VM; older ones are forgotten. A forgotten one makes doubt reach back further, never less.
 const KEPT_MAX: i64 = 100;
+
+/// Verifies kept besides that found something: their doubt outlives the gaps that it comes from, as bookmarks and snapshots
+/// do. Older ones are forgotten, and with them the doubt of points from before their gaps.
+const FOUND_KEPT_MAX: i64 = 100;
+
+/// Doubts noted with a disk of a verify at most, about 100 bytes each: the newest.
+const DOUBTS_MAX: usize = 64;
 
 /// Verifies in one answer at most; older ones are left out.
 const LISTED_MAX: i64 = 1000;
@@ -65,6 +73,38 @@ impl VerifyRow {
         };
         job.results.iter().filter(whole).map(verified).collect()
     }
+
+    /// What was in doubt when it was kept.
+    fn doubts(&self) -> Vec<Doubt> {
+        let doubt = |disk: DiskId, kept: KeptDoubt| Doubt {
+            disk,
+            from: Lsn(kept.from),
+            to: Lsn(kept.to),
+            detail: kept.detail,
+        };
+        let results = self.job().results.into_iter();
+        results
+            .flat_map(|result| result.doubts.into_iter().map(move |kept| doubt(DiskId(result.disk), kept)))
+            .collect()
+    }
+}
+
+/// Points of a VM that are in doubt, by where doubt ends; `rows` are its verifies.
+#[must_use]
+pub fn doubts_of(timeline: &Timeline, rows: &[VerifyRow]) -> Vec<Doubt> {
+    let verified: Vec<_> = rows.iter().flat_map(VerifyRow::verified).collect();
+    let derived = doubts(timeline.gaps(), |disk| timeline.first_line(disk), &verified);
+    with_kept(derived, rows.iter().flat_map(VerifyRow::doubts))
+}
+
+/// Notes what is in doubt with each disk of the verify that found something on it.
+fn note_doubts(job: &mut VerifyJob, doubts: &[Doubt]) {
+    for disk in job.results.iter_mut().filter(|disk| disk.differing_bytes > 0) {
+        let own = doubts.iter().rev().filter(|doubt| doubt.disk.0 == disk.disk).take(DOUBTS_MAX);
+        disk.doubts = own
+            .map(|doubt| KeptDoubt { from: doubt.from.0, to: doubt.to.0, detail: doubt.detail.clone() })
+            .collect();
+    }
 }
 
 /// What the oldest to the newest rows found and no later row cleared. A disk is cleared by a verify that compared all of
@@ -112,8 +152,10 @@ impl Catalog {
         let begun_us = to_db(job.begun_us);
         execute!(self.pool, sql, &job.id, vm.to_string(), disks.join(","), begun_us, job.state.word())?;
         let sql = "DELETE FROM verifications WHERE vm_id = $1 AND state <> 'running' AND id NOT IN \
-                   (SELECT id FROM verifications WHERE vm_id = $1 ORDER BY begun_us DESC LIMIT $2)";
-        execute!(self.pool, sql, vm.to_string(), KEPT_MAX)?;
+                   (SELECT id FROM verifications WHERE vm_id = $1 ORDER BY begun_us DESC LIMIT $2) AND id NOT IN \
+                   (SELECT id FROM verifications WHERE vm_id = $1 AND differing_bytes > 0 \
+                   ORDER BY begun_us DESC LIMIT $3)";
+        execute!(self.pool, sql, vm.to_string(), KEPT_MAX, FOUND_KEPT_MAX)?;
         Ok(())
     }
 
@@ -131,6 +173,23 @@ impl Catalog {
         let word = job.state.word();
         execute!(self.pool, sql, &job.id, ended_us, end_lsn, word, &job.reason, results, differing_bytes)?;
         Ok(())
+    }
+
+    /// As [`Catalog::keep_verify`], with what is in doubt because of what it found.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn keep_found(
+        &self,
+        vm: VmId,
+        timeline: &Timeline,
+        mut job: VerifyJob,
+    ) -> Result<(), CatalogError> {
+        if job.differing_bytes() > 0 {
+            let rows = self.verifies_of(vm).await?;
+            note_doubts(&mut job, &doubts_of(timeline, &rows));
+        }
+        self.keep_verify(&job).await
     }
 
     /// Those that have not ended.
@@ -217,6 +276,18 @@ mod tests {
             let left: Vec<_> = Some((vm, left)).filter(|(_, left)| *left > 0).into_iter().collect();
             assert_eq!(standing(&[found.clone(), later.clone()]), left, "{later:?}");
         }
+    }
+
+    #[test]
+    fn doubt_is_noted_with_what_was_found() {
+        let doubt = |disk, to| Doubt { disk: DiskId(disk), from: Lsn(3), to: Lsn(to), detail: "a".into() };
+        let all: Vec<_> = (10..100).map(|to| doubt(1, to)).chain([doubt(2, 100)]).collect();
+        let mut job = row(VmId::random(), JobState::Done, &[(1, 5, 0), (2, 0, 0)]).job();
+        note_doubts(&mut job, &all);
+        let results = serde_json::to_string(&job.results).unwrap();
+        let kept = VerifyRow { results, ..row(VmId::random(), JobState::Done, &[]) }.doubts();
+        assert_eq!(kept.len(), DOUBTS_MAX, "the newest of the disk on which something was found");
+        assert_eq!(kept[0], doubt(1, 99));
     }
 
     #[test]

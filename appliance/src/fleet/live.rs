@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tidemark_proto::ids::Lsn;
 use tidemark_proto::v1;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -25,6 +26,8 @@ pub enum Command {
     Marker(MarkerAsk),
     /// A verify is wanted: the VM has it.
     Verify,
+    /// It is wanted no longer.
+    CancelVerify,
 }
 
 /// A marker that the console asks for.
@@ -36,6 +39,27 @@ pub struct MarkerAsk {
     pub name: String,
     /// The bookmark's id, a UUID.
     pub bookmark_id: String,
+    /// The level that is asked for.
+    pub wanted: v1::Consistency,
+    /// A lower level will do.
+    pub allow_lower: bool,
+}
+
+/// A marker that was asked for and is durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedMarker {
+    /// Its LSN.
+    pub lsn: Lsn,
+    /// Its time, microseconds since 1970.
+    pub time_us: u64,
+    /// The name that the bookmark got.
+    pub name: String,
+    /// The level achieved.
+    pub achieved: v1::Consistency,
+    /// How long writers were held.
+    pub hold_us: u64,
+    /// Why the level is lower than was asked for; empty otherwise.
+    pub reason: String,
 }
 
 /// A live session as others see it.

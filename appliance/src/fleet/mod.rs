@@ -7,9 +7,9 @@ mod status;
 mod verify;
 mod vm;
 
-pub use live::{Command, Live, MarkerAsk, SessionHandle};
+pub use live::{Command, Live, MarkerAsk, PlacedMarker, SessionHandle};
 pub use log::{Durable, LogDown, LogKeys, VmLog};
 pub use progress::Progress;
 pub use status::{alarms, vm_info};
-pub use verify::{JobState, VerifiedDisk, VerifyJob};
+pub use verify::{JobState, KeptDoubt, VerifiedDisk, VerifyJob};
 pub use vm::{Fleet, MarkerOutcome, Origin, Vm};

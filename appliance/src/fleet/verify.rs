@@ -66,6 +66,21 @@ pub struct VerifiedDisk {
     /// Of `differing`, as many places as were found then.
     #[serde(default)]
     pub before_places: usize,
+    /// Points of the disk that were in doubt when this was kept: the gaps that say so are given up before the snapshots in
+    /// between are.
+    #[serde(default)]
+    pub doubts: Vec<KeptDoubt>,
+}
+
+/// A [`crate::recovery::Doubt`] of a disk, as the catalog keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptDoubt {
+    /// The first point.
+    pub from: u64,
+    /// The first LSN after them.
+    pub to: u64,
+    /// What was found.
+    pub detail: String,
 }
 
 impl VerifiedDisk {
@@ -81,6 +96,7 @@ impl VerifiedDisk {
             differing: places.map(|range| (range.offset, range.bytes)).collect(),
             before_bytes: 0,
             before_places: 0,
+            doubts: Vec::new(),
         }
     }
 
@@ -111,6 +127,7 @@ impl VerifiedDisk {
         differing.append(&mut report.differing);
         differing.truncate(VERIFY_RANGES_MAX);
         report.differing = differing;
+        report.doubts = self.doubts.clone();
         report
     }
 

@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use tidemark_journal::branch::BranchPoint;
-use tidemark_proto::ids::{Lsn, VmId};
+use tidemark_proto::ids::VmId;
 use tidemark_proto::v1;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Command, Live, SessionHandle, VerifyJob, VmLog};
+use super::{Command, Live, PlacedMarker, SessionHandle, VerifyJob, VmLog};
 
 /// What became of a marker that was asked for.
-pub type MarkerOutcome = Result<(Lsn, u64, String), String>;
+pub type MarkerOutcome = Result<PlacedMarker, String>;
 
 /// Markers of one VM that are waited for at the same time, at most. Further requests are refused.
 const MARKERS_WAITING_MAX: usize = 64;

@@ -9,10 +9,10 @@ use tidemark_journal::{AppendError, Journal, Position};
 use tidemark_proto::chain;
 use tidemark_proto::ids::{CaptureId, ChainHash, DiskId, Generation, Lsn};
 use tidemark_proto::limits::{DISKS_MAX, NAME_MAX_CHARS, SECTOR_BYTES, TEXT_MAX_BYTES};
-use tidemark_proto::v1::{self, frame};
+use tidemark_proto::v1::{self, Consistency, frame};
 
-use super::entries;
 use super::guest_clock::GuestClock;
+use super::{entries, level};
 use crate::templates::Source;
 
 /// Characters of a bookmark's id at most: a UUID.
@@ -46,6 +46,9 @@ pub(super) struct MarkerPlaced {
     pub(super) name: String,
     pub(super) bookmark_id: String,
     pub(super) request_id: u64,
+    pub(super) achieved: Consistency,
+    pub(super) hold_us: u64,
+    pub(super) reason: String,
 }
 
 /// A resize that was appended and is not yet durable.
@@ -210,9 +213,13 @@ impl Appender {
                 position.lsn = self.expect_lsn(marker.lsn)?;
                 let time_us = self.clock.map(marker.boottime_us);
                 let placed = placed(marker, position.lsn, time_us)?;
-                let (name, bookmark_id) = (&marker.name[..], &placed.bookmark_id[..]);
-                let body =
-                    Body::Marker { lsn: position.lsn, bookmark_id, name, request_id: marker.request_id };
+                let (name, identity) = (&marker.name[..], level::note(&placed.bookmark_id, placed.achieved));
+                let body = Body::Marker {
+                    lsn: position.lsn,
+                    bookmark_id: &identity,
+                    name,
+                    request_id: marker.request_id,
+                };
                 self.store(Frame { position, appliance_time_us: time_us, clock_error_us, body })?;
                 out.markers.push(placed);
                 return Ok(());
@@ -364,5 +371,21 @@ fn placed(marker: &v1::Marker, lsn: Lsn, time_us: u64) -> Result<MarkerPlaced, S
         Ok(id) => id.to_string(),
         Err(_) => uuid::Uuid::new_v4().to_string(),
     };
-    Ok(MarkerPlaced { lsn, time_us, name: marker.name.clone(), bookmark_id, request_id: marker.request_id })
+    // A level of a version that this one does not know is no level that it could promise.
+    let achieved = Consistency::try_from(marker.consistency)
+        .map_err(|_| invalid(format!("a marker with the unknown level {}", marker.consistency)))?
+        .or_crash();
+    if marker.reason.len() > TEXT_MAX_BYTES {
+        return Err(invalid(format!("the reason for a marker's level has at most {TEXT_MAX_BYTES} bytes")));
+    }
+    Ok(MarkerPlaced {
+        lsn,
+        time_us,
+        name: marker.name.clone(),
+        bookmark_id,
+        request_id: marker.request_id,
+        achieved,
+        hold_us: marker.hold_us,
+        reason: marker.reason.chars().filter(|c| !c.is_control()).collect(),
+    })
 }

@@ -2,14 +2,32 @@
 
 use tidemark_journal::timeline::Timeline;
 use tidemark_proto::ids::{Lsn, VmId};
+use tidemark_proto::v1::Consistency;
+
+use super::level;
 
 use crate::catalog::{BookmarkRow, Catalog, CatalogError};
 
 /// Names tried for a bookmark placed in a guest whose name is taken, at most; beyond it the bookmark keeps its id as name.
 const RENAMES_MAX: u32 = 100;
 
-/// The only level this build achieves.
+/// The level that needs nothing.
 pub(crate) const CRASH: &str = "crash";
+
+/// A bookmark as its marker tells.
+#[derive(Debug, Clone, Copy)]
+pub struct NewBookmark<'a> {
+    /// UUID.
+    pub id: &'a str,
+    /// As asked for.
+    pub name: &'a str,
+    /// Its point.
+    pub lsn: Lsn,
+    /// Appliance time, microseconds since 1970.
+    pub time_us: u64,
+    /// The level achieved.
+    pub achieved: Consistency,
+}
 
 /// Copies a bookmark to the catalog. A taken name gets `~2`, `~3` … appended: the guest cannot know which are taken, and
 /// its bookmark must not be lost. Returns the name it got.
@@ -19,18 +37,16 @@ pub(crate) const CRASH: &str = "crash";
 pub async fn store_bookmark(
     catalog: &Catalog,
     vm: VmId,
-    bookmark_id: &str,
-    name: &str,
-    lsn: Lsn,
-    time_us: u64,
+    bookmark: NewBookmark<'_>,
 ) -> Result<String, CatalogError> {
+    let NewBookmark { id, name, lsn, time_us, achieved } = bookmark;
     for attempt in 1..=RENAMES_MAX {
         let tried = match attempt {
             1 => name.to_owned(),
-            RENAMES_MAX => bookmark_id.to_owned(),
+            RENAMES_MAX => id.to_owned(),
             attempt => format!("{name}~{attempt}"),
         };
-        let row = BookmarkRow::new(bookmark_id.to_owned(), vm, tried.clone(), lsn, time_us, CRASH);
+        let row = BookmarkRow::new(id.to_owned(), vm, tried.clone(), lsn, time_us, achieved.word());
         match catalog.add_bookmark(&row).await {
             Err(CatalogError::Taken(_)) => {}
             other => return other.map(|()| tried),
@@ -55,13 +71,14 @@ pub async fn rebuild_bookmarks(
         .iter()
         .filter(|marker| {
             !marker.bookmark_id.is_empty()
-                && !known.iter().any(|row| row.id == marker.bookmark_id)
+                && !known.iter().any(|row| row.id == level::read(&marker.bookmark_id).0)
                 && (marker.request_id == 0 || timeline.gap_around(marker.point.lsn).is_none())
         })
         .collect();
     for marker in &missing {
-        let point = marker.point;
-        store_bookmark(catalog, vm, &marker.bookmark_id, &marker.name, point.lsn, point.time_us).await?;
+        let (id, achieved) = level::read(&marker.bookmark_id);
+        let (lsn, time_us) = (marker.point.lsn, marker.point.time_us);
+        store_bookmark(catalog, vm, NewBookmark { id, name: &marker.name, lsn, time_us, achieved }).await?;
     }
     Ok(missing.len())
 }

@@ -8,6 +8,7 @@ mod entries;
 mod finder;
 mod guest_clock;
 mod hello;
+mod level;
 mod offers;
 mod reader;
 mod service;
@@ -15,7 +16,7 @@ mod session;
 mod verify;
 
 pub(crate) use bookmarks::CRASH;
-pub use bookmarks::{rebuild_bookmarks, store_bookmark};
+pub use bookmarks::{NewBookmark, rebuild_bookmarks, store_bookmark};
 pub use commit::Committer;
 pub use service::SplitterService;
 

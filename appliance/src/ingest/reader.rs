@@ -29,8 +29,11 @@ const INBOUND_MAX_BYTES: u64 = WINDOW_BYTES;
 /// Bytes that one permit stands for.
 const PERMIT_BYTES: usize = 1024;
 
-/// Bytes that a frame counts besides its payload, at least.
+/// Bytes that a frame counts besides what it carries.
 const FRAME_OVERHEAD_BYTES: usize = 1024;
+
+/// Bytes that one of a frame's entries takes in memory at most, and the state of one disk.
+const REPEATED_BYTES: usize = 64;
 
 /// Bytes that a report of a verify counts at least: what an empty one takes besides its content.
 const REPORT_MIN_BYTES: usize = 1024;
@@ -183,15 +186,17 @@ impl LocalSource for Status {
     }
 }
 
-/// What a frame counts against the budget: never more than the budget, which a message cannot exceed.
+/// What a frame counts against the budget: all that it holds decoded, never more than the budget, which a message cannot
+/// exceed. What is repeated is larger in memory than on the wire.
 fn bytes(frame: &Frame) -> usize {
-    let (payload, entries) = match &frame.body {
-        Some(frame::Body::Writes(writes)) => (writes.payload.len(), writes.entries.len()),
-        Some(frame::Body::Base(base)) => (base.payload.len(), base.entries.len()),
-        _ => (0, 0),
+    let repeated = match &frame.body {
+        Some(frame::Body::Writes(writes)) => writes.entries.len(),
+        Some(frame::Body::Base(base)) => base.entries.len(),
+        Some(frame::Body::Heartbeat(heartbeat)) => heartbeat.disks.len(),
+        _ => 0,
     };
-    let table = entries.saturating_mul(64);
-    payload.saturating_add(table).saturating_add(FRAME_OVERHEAD_BYTES).min(MESSAGE_MAX_BYTES)
+    let table = repeated.saturating_mul(REPEATED_BYTES);
+    frame.encoded_len().saturating_add(table).saturating_add(FRAME_OVERHEAD_BYTES).min(MESSAGE_MAX_BYTES)
 }
 
 /// The same for a question.
@@ -218,4 +223,28 @@ fn report_bytes(report: &VerifyReport) -> Result<usize, String> {
         return Err(format!("a report of a verify with a text of more than {TEXT_MAX_BYTES} bytes"));
     }
     Ok(report.encoded_len().max(REPORT_MIN_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemark_proto::v1::{BaseBlocks, Heartbeat, LineStart};
+
+    use super::*;
+
+    #[test]
+    fn whatever_a_frame_holds_counts() {
+        let of = |body| bytes(&Frame { body: Some(body), ..Frame::default() });
+        let hashes = BaseBlocks { hashes: vec![1; 1 << 20].into(), ..BaseBlocks::default() };
+        assert!(of(frame::Body::Base(hashes)) > 1 << 20);
+        let sums = BaseBlocks { crc32c: vec![1; 1 << 18], ..BaseBlocks::default() };
+        assert!(of(frame::Body::Base(sums)) > 1 << 20);
+        let text = LineStart { detail: "x".repeat(1 << 20), ..LineStart::default() };
+        assert!(of(frame::Body::LineStart(text)) > 1 << 20);
+        let disks = Heartbeat { disks: vec![<_>::default(); 1 << 14], ..Heartbeat::default() };
+        assert!(of(frame::Body::Heartbeat(disks)) > 1 << 20);
+        let huge = BaseBlocks { hashes: vec![1; 2 * MESSAGE_MAX_BYTES].into(), ..BaseBlocks::default() };
+        assert_eq!(of(frame::Body::Base(huge)), MESSAGE_MAX_BYTES);
+        assert!(size_of::<tidemark_proto::v1::WriteEntry>() <= REPEATED_BYTES);
+        assert!(size_of::<tidemark_proto::v1::DiskStatus>() <= REPEATED_BYTES);
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tidemark_proto::limits::TEXT_MAX_BYTES;
 use tidemark_proto::v1::{
     Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SplitterMessage, Welcome, appliance_message,
     frame, splitter_message,
@@ -21,11 +22,11 @@ use super::compare::{Answered, Questions};
 use super::hello::{self, Refusal};
 use super::offers::NotTaken;
 use super::reader::{self, Inbound};
-use super::store_bookmark;
 use super::verify::Verifying;
+use super::{NewBookmark, store_bookmark};
 use crate::clock::now_us;
 use crate::core::Core;
-use crate::fleet::{Command, Durable, SessionHandle, Vm};
+use crate::fleet::{Command, Durable, PlacedMarker, SessionHandle, Vm};
 use crate::metrics::VmLabel;
 use crate::templates::Source;
 use crate::transport::Peer;
@@ -472,7 +473,8 @@ impl Session<'_> {
                 Ok(())
             }
             Inbound::MarkerFailed(failed) => {
-                let reason: String = failed.reason.chars().take(200).collect();
+                let reason = failed.reason.chars().filter(|c| !c.is_control()).take(TEXT_MAX_BYTES);
+                let reason: String = reason.collect();
                 self.vm.marker_done(
                     failed.request_id,
                     Err(format!("the splitter could not place it: {reason}")),
@@ -501,11 +503,14 @@ impl Session<'_> {
             None => Err(later("the VM was removed")),
             Some(Command::Close { reason, retry }) => Err(End::Goodbye { reason, retry }),
             Some(Command::Verify) => self.offer_verify().await,
+            Some(Command::CancelVerify) => self.cancel_verify().await,
             Some(Command::Marker(ask)) => {
                 let request = MarkerRequest {
                     request_id: ask.request_id,
                     name: ask.name,
                     bookmark_id: ask.bookmark_id,
+                    consistency: ask.wanted.into(),
+                    allow_lower: ask.allow_lower,
                 };
                 if send(self.outbound, appliance_message::Body::MarkerRequest(request)).await {
                     Ok(())
@@ -545,15 +550,14 @@ async fn joined(appending: &mut Option<JoinHandle<Batch>>) -> Result<Batch, Stri
 }
 
 async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
-    let outcome =
-        store_bookmark(&core.catalog, vm.id, &marker.bookmark_id, &marker.name, marker.lsn, marker.time_us)
-            .await;
+    let MarkerPlaced { lsn, time_us, name, bookmark_id, request_id, achieved, hold_us, reason } = marker;
+    let bookmark = NewBookmark { id: &bookmark_id, name: &name, lsn, time_us, achieved };
+    let outcome = store_bookmark(&core.catalog, vm.id, bookmark).await;
     if let Err(error) = &outcome {
-        tracing::error!(vm = %vm.name, name = marker.name, %error, "cannot copy a bookmark to the catalog");
+        tracing::error!(vm = %vm.name, name, %error, "cannot copy a bookmark to the catalog");
     }
-    if marker.request_id != 0 {
-        let outcome =
-            outcome.map(|name| (marker.lsn, marker.time_us, name)).map_err(|error| error.to_string());
-        vm.marker_done(marker.request_id, outcome);
+    if request_id != 0 {
+        let placed = |name| PlacedMarker { lsn, time_us, name, achieved, hold_us, reason };
+        vm.marker_done(request_id, outcome.map(placed).map_err(|error| error.to_string()));
     }
 }

@@ -186,7 +186,7 @@ impl Session<'_> {
         let from = self.verifying.journal.appended().lsn;
         self.verifying.asked =
             Some(Asked { job_id: job.id.clone(), disks: job.disks.clone(), from, ended: false });
-        let request = VerifyRequest { job_id: job.id, disk_ids: job.disks };
+        let request = VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: false };
         if send(self.outbound, appliance_message::Body::VerifyRequest(request)).await {
             Ok(())
         } else {
@@ -255,11 +255,30 @@ impl Session<'_> {
     }
 
     fn keep_verify(&self, job: VerifyJob) {
-        let core = Arc::clone(self.core);
+        let (core, vm) = (Arc::clone(self.core), self.vm.id);
+        let timeline = self.verifying.journal.timeline();
         self.core.tasks.spawn(async move {
-            if let Err(error) = core.catalog.keep_verify(&job).await {
-                tracing::error!(%error, job = job.id, "cannot keep what a verify found");
+            let id = job.id.clone();
+            if let Err(error) = core.catalog.keep_found(vm, &timeline, job).await {
+                tracing::error!(%error, job = id, "cannot keep what a verify found");
             }
         });
+    }
+
+    /// Has the splitter end the verify with a last report.
+    pub(super) async fn cancel_verify(&mut self) -> Result<(), End> {
+        let running = self.vm.verify().filter(VerifyJob::is_running);
+        // One that it was not asked for yet ends with its answer, too.
+        self.offer_verify().await?;
+        let asked = self.verifying.asked.as_ref();
+        let Some(job) = running.filter(|job| asked.is_some_and(|asked| asked.job_id == job.id)) else {
+            return Ok(());
+        };
+        let request = VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: true };
+        if send(self.outbound, appliance_message::Body::VerifyRequest(request)).await {
+            Ok(())
+        } else {
+            Err(End::Left("the splitter takes no more messages".into()))
+        }
     }
 }

@@ -17,6 +17,9 @@ use crate::data_dir::FileError;
 pub struct Objects {
     records: RecordFolder,
     unreadable: Vec<Unreadable>,
+    /// Held by whoever changes records, over what the disk takes for it; before `state`.
+    changing: Mutex<()>,
+    /// Never held over a wait: every frame of a splitter that names content looks here.
     state: Mutex<State>,
 }
 
@@ -65,7 +68,12 @@ impl Objects {
         for one in &unreadable {
             tracing::error!(path = one.path, problem = one.problem, "the record of an object cannot be used");
         }
-        Ok(Self { records, unreadable, state: Mutex::new(State { by_name, leaving: Vec::new() }) })
+        let state = Mutex::new(State { by_name, leaving: Vec::new() });
+        Ok(Self { records, unreadable, changing: Mutex::new(()), state })
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -157,15 +165,12 @@ impl Objects {
     /// As [`Objects::check_free`]; when the record cannot be written.
     pub fn add(&self, object: Object) -> Result<Arc<Object>, ObjectError> {
         object.check()?;
+        // Two uploads of one name may come to their ends together.
+        let _changing = self.changing();
         self.check_free(&object.name)?;
-        let mut state = self.state();
-        // Two uploads of one name may have come to their ends together.
-        if state.by_name.contains_key(&object.name) {
-            return Err(ObjectError::Taken(object.name));
-        }
         self.records.write(&object)?;
         let object = Arc::new(object);
-        state.by_name.insert(object.name.clone(), Arc::clone(&object));
+        self.state().by_name.insert(object.name.clone(), Arc::clone(&object));
         Ok(object)
     }
 
@@ -174,8 +179,8 @@ impl Objects {
     /// # Errors
     /// [`ObjectError::Missing`]; [`ObjectError::Kept`] when a lock would be shortened; [`ObjectError::Invalid`].
     pub fn change(&self, name: &str, change: &Change) -> Result<Arc<Object>, ObjectError> {
-        let mut state = self.state();
-        let before = state.by_name.get(name).cloned().ok_or_else(|| ObjectError::Missing(name.to_owned()))?;
+        let _changing = self.changing();
+        let before = self.get(name)?;
         let mut object = Object::clone(&before);
         if let Some(until_us) = change.locked_until_us {
             if until_us < object.locked_until_us {
@@ -192,6 +197,7 @@ impl Objects {
         object.check()?;
         self.records.write(&object)?;
         let object = Arc::new(object);
+        let mut state = self.state();
         state.by_name.insert(name.to_owned(), Arc::clone(&object));
         state.leaving.push(Arc::downgrade(&before));
         Ok(object)
@@ -203,8 +209,8 @@ impl Objects {
     /// # Errors
     /// [`ObjectError::Missing`]; [`ObjectError::Kept`] while it is held or locked.
     pub fn remove(&self, name: &str, locks_us: u64) -> Result<Uuid, ObjectError> {
-        let mut state = self.state();
-        let object = state.by_name.get(name).cloned().ok_or_else(|| ObjectError::Missing(name.to_owned()))?;
+        let _changing = self.changing();
+        let object = self.get(name)?;
         if object.hold {
             return Err(ObjectError::Kept(format!(
                 "'{name}' is held: run `tidemark object set {name} --release` first"
@@ -219,6 +225,7 @@ impl Objects {
         self.records
             .remove(object.id)
             .map_err(|error| FileError::new("removing the record of", path, error))?;
+        let mut state = self.state();
         state.by_name.remove(name);
         state.leaving.push(Arc::downgrade(&object));
         state.leaving.retain(|object| object.strong_count() > 0);

@@ -1,5 +1,7 @@
 //! Points that a verify has cast doubt on.
 
+use std::collections::BTreeMap;
+
 use tidemark_journal::timeline::Gap;
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::v1::GapCause;
@@ -58,6 +60,18 @@ pub fn doubts(gaps: &[Gap], first_line: impl Fn(DiskId) -> Option<Lsn>, verified
     doubts
 }
 
+/// What is in doubt, with what was noted of it while the gaps that tell of it were still there. Of the same gap the later
+/// beginning counts: what was forgotten makes doubt longer, never shorter.
+#[must_use]
+pub fn with_kept(derived: Vec<Doubt>, kept: impl Iterator<Item = Doubt>) -> Vec<Doubt> {
+    let mut all: BTreeMap<(Lsn, DiskId), Doubt> = BTreeMap::new();
+    for doubt in derived.into_iter().chain(kept) {
+        let known = all.entry((doubt.to, doubt.disk)).or_insert_with(|| doubt.clone());
+        known.from = known.from.max(doubt.from);
+    }
+    all.into_values().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +116,20 @@ mod tests {
         assert_eq!(spans(&gaps, &[]), [(1, 10, 50), (1, 80, 90), (2, 10, 90)]);
         gaps.remove(0);
         assert_eq!(spans(&gaps, &[])[0], (1, 0, 50), "what was forgotten makes it longer, never shorter");
+    }
+
+    #[test]
+    fn doubt_that_was_noted_outlives_its_gap() {
+        let doubt = |disk, from, to| Doubt {
+            disk: DiskId(disk),
+            from: Lsn(from),
+            to: Lsn(to),
+            detail: "8192 bytes".into(),
+        };
+        let noted = [doubt(1, 10, 50), doubt(2, 20, 50)];
+        assert_eq!(with_kept(Vec::new(), noted.clone().into_iter()), noted, "the gaps are gone");
+        let derived = vec![doubt(1, 0, 50), doubt(1, 60, 70)];
+        let all = [doubt(1, 10, 50), doubt(2, 20, 50), doubt(1, 60, 70)];
+        assert_eq!(with_kept(derived, noted.into_iter().chain([doubt(1, 5, 50)])), all);
     }
 }

@@ -4,6 +4,6 @@ mod doubt;
 mod opened;
 mod when;
 
-pub use doubt::{Doubt, Verified, doubts};
+pub use doubt::{Doubt, Verified, doubts, with_kept};
 pub use opened::{Leases, OpenedDisk, OpenedView, ViewLease};
 pub use when::{PointRefused, RecoveryPoint, cause_text, resolve, rfc3339};

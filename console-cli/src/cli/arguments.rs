@@ -90,6 +90,12 @@ pub(crate) enum Command {
         /// The folder given to `tidemark mount`
         dir: PathBuf,
     },
+    /// Write the manual pages into a folder
+    #[command(hide = true, after_help = "Example: tidemark manual /usr/share/man/man1")]
+    Manual {
+        /// The folder
+        dir: PathBuf,
+    },
     /// Serve disks as of a point over NBD
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     #[command(after_help = "Examples:\n  tidemark export web-1 --at latest\n  tidemark export list\n  \
@@ -254,6 +260,7 @@ impl ConsistencyLevel {
 pub(crate) enum BookmarkCommand {
     /// Name the present moment; fails when the asked level was not achieved
     #[command(after_help = "Examples:\n  tidemark bookmark create before-upgrade --vm web-1\n  \
+        tidemark bookmark create nightly --vm web-1 --consistency application --allow-lower\n  \
         tidemark bookmark create year-end --vm web-1 --hold-until 2030-01-01T00:00:00Z")]
     Create {
         /// Unique among the VM's bookmarks
@@ -261,7 +268,8 @@ pub(crate) enum BookmarkCommand {
         /// The virtual machine
         #[arg(long, value_name = "VM")]
         vm: String,
-        /// What the point must be good for
+        /// What the point must be good for: `filesystem` freezes the file systems on the protected disks for a moment,
+        /// `application` has the guest's freeze hooks run besides
         #[arg(long, value_enum, default_value = "crash")]
         consistency: ConsistencyLevel,
         /// Accept a lower level than the one asked for

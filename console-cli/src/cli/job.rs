@@ -12,6 +12,12 @@ pub(crate) enum JobCommand {
     /// Every verify that runs, and the last ones that ended; the newest first
     #[command(after_help = "Example: tidemark job list --json")]
     List,
+    /// End a job before its time; what it found so far stays
+    #[command(after_help = "Example: tidemark job cancel 3f2a9c1e-6d5b-4c1f-9a57-0f6f0a1e2b3c")]
+    Cancel {
+        /// The job
+        id: String,
+    },
     /// Wait until a job has ended; fails if the job did, or found something
     #[command(after_help = "Example: tidemark job wait 3f2a9c1e-6d5b-4c1f-9a57-0f6f0a1e2b3c --timeout 2h")]
     Wait {

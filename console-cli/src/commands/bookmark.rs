@@ -112,7 +112,7 @@ async fn create(mut client: Client, request: CreateBookmarkRequest, json: bool) 
             .collect();
         output::json(&json!({
             "name": reply.name, "id": reply.id, "requested": reply.requested, "achieved": reply.achieved,
-            "hold_us": reply.hold_us, "points": points,
+            "hold_us": reply.hold_us, "points": points, "reason": reply.reason,
         }))?;
     } else {
         for point in &reply.points {
@@ -124,6 +124,13 @@ async fn create(mut client: Client, request: CreateBookmarkRequest, json: bool) 
                 moment::local(point.time_us),
                 reply.achieved
             ))?;
+        }
+        if reply.hold_us > 0 {
+            let held = std::time::Duration::from_micros(reply.hold_us);
+            output::line(&format!("  writers were held for {held:.1?}"))?;
+        }
+        if !reply.reason.is_empty() {
+            output::line(&format!("  not {requested}: {}", reply.reason))?;
         }
     }
     if reply.achieved != requested && !allow_lower && rank(&reply.achieved) < rank(&requested) {

@@ -19,6 +19,7 @@ pub(super) async fn run(mut client: ClonesClient, command: CloneCommand, json: b
                 template: template.unwrap_or_default(),
             };
             let clone = client.create_clone(request).await.map_err(|status| refused(&status))?.into_inner();
+            clone.warnings.iter().for_each(|warning| output::warning(warning));
             if json { output::json(&to_json(&clone)) } else { created(&clone) }
         }
         CloneCommand::List => {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
-use tidemark_proto::v1::{JobDisk, JobInfo, ListJobsRequest, VerifyVmRequest};
+use tidemark_proto::v1::{CancelJobRequest, JobDisk, JobInfo, ListJobsRequest, VerifyVmRequest};
 
 use crate::appliance::{JobsClient, refused};
 use crate::cli::{JobCommand, VerifyArguments};
@@ -23,6 +23,19 @@ pub(super) async fn run(mut client: JobsClient, command: JobCommand, json: bool)
                 return output::json(&jobs.iter().map(to_json).collect::<Vec<_>>());
             }
             show(jobs)
+        }
+        JobCommand::Cancel { id } => {
+            let request = CancelJobRequest { id };
+            let job = client.cancel_job(request).await.map_err(|status| refused(&status))?.into_inner();
+            if json {
+                return output::json(&to_json(&job));
+            }
+            output::line(&format!(
+                "The {} of {} has ended: {} were compared.",
+                job.kind,
+                job.vm,
+                done_of(&job)
+            ))
         }
         JobCommand::Wait { id, timeout } => ended(&wait(&mut client, &id, timeout).await?, json),
     }

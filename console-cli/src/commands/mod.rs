@@ -24,6 +24,7 @@ mod vm;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use clap::CommandFactory as _;
 use tonic::transport::Channel;
 
 use crate::appliance::{self, Client, attest, channel, clones, console, history, objects, retention};
@@ -39,6 +40,9 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Command::Journal(command) => journal::run(command, json),
         Command::Mount(arguments) => mount::run(context.as_deref(), &arguments, json),
         Command::Unmount { dir } => mount::unmount(&dir, json),
+        Command::Manual { dir } => {
+            clap_mangen::generate_to(Cli::command(), dir).context("write the manual pages")
+        }
         command => runtime()?.block_on(online(context.as_deref(), command, json)),
     }
 }
@@ -84,6 +88,6 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Export(arguments) => export::run(client, clones(channel), arguments, json).await,
         Command::Clone(command) => clone::run(clones(channel), command, json).await,
         Command::Status => status::run(client, json).await,
-        Command::Journal(_) | Command::Mount(_) | Command::Unmount { .. } => Ok(()),
+        Command::Journal(_) | Command::Mount(_) | Command::Unmount { .. } | Command::Manual { .. } => Ok(()),
     }
 }

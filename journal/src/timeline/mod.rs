@@ -116,7 +116,7 @@ pub struct Window {
 pub struct Marker {
     /// Where.
     pub point: Point,
-    /// Identity of the bookmark.
+    /// Identity of the bookmark, as the appliance gave it: it keeps the level there, too.
     pub bookmark_id: String,
     /// Its name when it was placed.
     pub name: String,

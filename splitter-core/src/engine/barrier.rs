@@ -1,6 +1,29 @@
 //! What waits for its place in the ring.
 
 use tidemark_proto::limits::{NAME_MAX_CHARS, TEXT_MAX_BYTES};
+use tidemark_proto::v1::Consistency;
+
+/// What was achieved for a bookmark before it is placed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Achieved {
+    /// The level.
+    pub consistency: Consistency,
+    /// How long writers were held, in microseconds.
+    pub hold_us: u64,
+    /// Why it is lower than was asked for; empty otherwise. At most [`TEXT_MAX_BYTES`].
+    pub reason: String,
+}
+
+impl Default for Achieved {
+    /// Nothing was held: the order of writes alone.
+    fn default() -> Self {
+        Self { consistency: Consistency::Crash, hold_us: 0, reason: String::new() }
+    }
+}
+
+/// A place in the ring that was reserved while writers were held. The reader of the ring waits there until it is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(pub(super) u64);
 
 /// A bookmark to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +34,8 @@ pub struct MarkerRequest {
     pub bookmark_id: String,
     /// Its name.
     pub name: String,
+    /// What was achieved for it.
+    pub achieved: Achieved,
 }
 
 impl MarkerRequest {
@@ -18,6 +43,9 @@ impl MarkerRequest {
     pub(super) fn problem(&self) -> Option<&'static str> {
         if self.name.is_empty() || self.name.chars().count() > NAME_MAX_CHARS {
             return Some("a bookmark's name has 1 to 128 characters");
+        }
+        if self.achieved.reason.len() > TEXT_MAX_BYTES {
+            return Some("the reason for a bookmark's level is too long");
         }
         (self.bookmark_id.len() > TEXT_MAX_BYTES).then_some("the bookmark's id is too long")
     }
@@ -35,4 +63,6 @@ pub(super) struct Barrier {
 pub(super) enum BarrierKind {
     Heartbeat,
     Marker(MarkerRequest),
+    /// Nothing beyond it is read until it becomes a marker or nothing.
+    Place(Place),
 }

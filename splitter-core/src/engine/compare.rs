@@ -41,20 +41,25 @@ impl Engine {
         self.look(kernel.ring);
         let Some((place, mut question)) = self.copy.answered(answer.id) else { return };
         let mut sorted = Sorted::default();
+        let comparable = self.disks.get(&place.slot).is_some_and(|disk| disk.comparable);
         for (index, piece) in question.pieces.iter().enumerate() {
             if pieces::is_known(answer, index) {
                 join(&mut sorted.known, piece);
+                if !comparable && piece.hash == ZEROES {
+                    sorted.empty_sectors += u64::from(piece.sectors);
+                }
             } else if self.templates && piece.hash != ZEROES && pieces::is_offered(answer, index) {
                 sorted.offered.push(*piece);
             } else {
                 join(&mut sorted.unknown, piece);
             }
         }
+        let asked_bytes = sorted.found_bytes().saturating_add(bytes_of(&sorted.unknown));
         if question.method != Method::AskFine
+            && asked_bytes > 0
             && let Some(disk) = self.disks.get_mut(&place.slot)
         {
-            disk.asking
-                .learn(sorted.found_bytes(), sorted.found_bytes().saturating_add(bytes_of(&sorted.unknown)));
+            disk.asking.learn(sorted.found_bytes(), asked_bytes);
         }
         match question.blocks.take() {
             Some(blocks) => self.send_rest(place, &question, &sorted, &blocks),
@@ -143,6 +148,8 @@ struct Sorted {
     known: Vec<(u64, u64)>,
     offered: Vec<Piece>,
     unknown: Vec<(u64, u64)>,
+    /// Of what is known, zeroes of a disk that was never copied: so reads what nobody wrote, and nothing is learnt of it.
+    empty_sectors: u64,
 }
 
 impl Sorted {
@@ -152,9 +159,10 @@ impl Sorted {
         runs
     }
 
-    /// Bytes that need not travel.
+    /// Bytes that need not travel because the appliance has them.
     fn found_bytes(&self) -> u64 {
-        bytes_of(&self.known).saturating_add(bytes_of(&self.offered_runs()))
+        let known = bytes_of(&self.known).saturating_sub(self.empty_sectors.saturating_mul(SECTOR_BYTES));
+        known.saturating_add(bytes_of(&self.offered_runs()))
     }
 }
 

@@ -5,9 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use thiserror::Error;
 use tidemark_proto::ids::CaptureId;
 use tidemark_proto::pieces::HashKey;
-use tidemark_proto::v1::{
-    DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, Marker, StreamPosition, frame::Body,
-};
+use tidemark_proto::v1::{DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, StreamPosition, frame::Body};
 
 use super::barrier::{Barrier, BarrierKind, MarkerRequest};
 use super::batch::Batch;
@@ -15,7 +13,8 @@ use super::clock::ClockEstimate;
 use super::copy::{Copy, PieceBytes};
 use super::disk::{Disk, DiskReport};
 use super::inflight::InFlight;
-use super::limits::{MARKERS_WAITING_MAX, STEP_UNITS_MAX, STUCK_RING_PART};
+use super::limits::{STEP_UNITS_MAX, STUCK_RING_PART};
+use super::offered::Offered;
 use super::verify::Verify;
 use super::window::{End, Window};
 use crate::capture::{
@@ -176,6 +175,8 @@ pub struct Engine {
     pub(super) verify: Verify,
     pub(super) next_disk: Slot,
     pub(super) barriers: VecDeque<Barrier>,
+    pub(super) next_place: u64,
+    pub(super) offered: Offered,
     pub(super) heartbeat_us: u64,
     pub(super) heartbeat_due_us: u64,
     /// Somebody waits for the next heartbeat.
@@ -239,6 +240,12 @@ impl Engine {
         self.heartbeat_wanted = true;
     }
 
+    /// LSN up to which a clean heartbeat is acknowledged: points up to it, outside gaps, are offered for recovery.
+    #[must_use]
+    pub fn offered_lsn(&self) -> u64 {
+        self.offered.lsn()
+    }
+
     /// The next notice.
     pub fn next_notice(&mut self) -> Option<Notice> {
         self.notices.pop_front()
@@ -253,29 +260,6 @@ impl Engine {
         frame.clock_offset_us = self.clock.offset_us;
         frame.clock_error_us = self.clock.error_us;
         Some(frame)
-    }
-
-    /// Asks for a marker at the present end of the ring. The outcome comes as a notice.
-    pub fn request_marker(&mut self, kernel: &Kernel<'_>, now_us: u64, request: MarkerRequest) {
-        let waiting =
-            self.barriers.iter().filter(|barrier| matches!(barrier.kind, BarrierKind::Marker(_))).count();
-        let problem = request.problem().or(if !self.attached {
-            Some("no disk is protected yet")
-        } else if waiting >= MARKERS_WAITING_MAX {
-            Some("too many bookmarks are waiting already")
-        } else {
-            None
-        });
-        if let Some(reason) = problem {
-            self.notices.push_back(Notice::MarkerFailed { request, reason: reason.to_owned() });
-            return;
-        }
-        let position = kernel.ring.producer();
-        self.barriers.push_back(Barrier {
-            position,
-            boottime_us: now_us,
-            kind: BarrierKind::Marker(request),
-        });
     }
 
     /// Does what can be done now: reads the ring, closes frames, keeps lines, heartbeats and the ring's release.
@@ -297,6 +281,12 @@ impl Engine {
                 more = false;
                 break;
             }
+            // Before the next unit: what was asked for where the reader stands comes before all that follows.
+            self.pass_barriers(kernel)?;
+            if self.place_waits(kernel) {
+                more = false;
+                break;
+            }
             let read = self.read_unit(kernel)?;
             self.pass_barriers(kernel)?;
             if !read {
@@ -315,6 +305,7 @@ impl Engine {
     /// Settles what the acknowledged frames carried and gives ring memory back.
     fn release(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
         let acked = self.window.acked();
+        self.offered.acked(acked.seq);
         for (slot, range) in self.copy.acked(acked.seq) {
             kernel.dirty.clear(slot, range)?;
             if let Some(disk) = self.disks.get_mut(&slot) {
@@ -382,41 +373,10 @@ impl Engine {
         }
         self.heartbeat_wanted = false;
         self.heartbeat_due_us = now_us.saturating_add(self.heartbeat_us);
-        let position = kernel.ring.producer();
-        self.barriers.push_back(Barrier { position, boottime_us: now_us, kind: BarrierKind::Heartbeat });
+        self.push_barrier(kernel, now_us, BarrierKind::Heartbeat);
     }
 
-    fn pass_barriers(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
-        while self.barriers.front().is_some_and(|barrier| barrier.position <= kernel.ring.position()) {
-            let Some(barrier) = self.barriers.pop_front() else { break };
-            match barrier.kind {
-                BarrierKind::Heartbeat => self.heartbeat(kernel, barrier.boottime_us)?,
-                BarrierKind::Marker(request) => self.place_marker(kernel, barrier.boottime_us, request),
-            }
-        }
-        Ok(())
-    }
-
-    fn place_marker(&mut self, kernel: &Kernel<'_>, boottime_us: u64, request: MarkerRequest) {
-        let missed = kernel.control.status().mode != Mode::Full;
-        if missed || self.disks.values().any(|disk| disk.gap_from.is_some()) || self.disks.is_empty() {
-            let reason = if self.disks.is_empty() {
-                "no disk is protected"
-            } else {
-                "this moment is not recoverable, an initial copy or resync is running: try again when `status` \
-                 says protected"
-            };
-            self.notices.push_back(Notice::MarkerFailed { request, reason: reason.to_owned() });
-            return;
-        }
-        self.close_batch();
-        let lsn = self.next_lsn();
-        let MarkerRequest { request_id, bookmark_id, name } = request.clone();
-        self.push_frame(Body::Marker(Marker { lsn, boottime_us, bookmark_id, name, request_id }));
-        self.notices.push_back(Notice::MarkerPlaced { request, lsn });
-    }
-
-    fn heartbeat(&mut self, kernel: &mut Kernel<'_>, boottime_us: u64) -> Result<(), EngineError> {
+    pub(super) fn heartbeat(&mut self, kernel: &mut Kernel<'_>, boottime_us: u64) -> Result<(), EngineError> {
         self.take_strays(kernel)?;
         let clean = self.poll_witness(kernel)? && self.kernel_is_current(kernel);
         if clean {
@@ -450,6 +410,9 @@ impl Engine {
         let seq = self.push_frame(Body::Heartbeat(body));
         if let Some(generation) = generation {
             self.clean_ends.push_back(Synced { generation, ring_position: self.at.position, seq });
+        }
+        if clean {
+            self.offered.beat(seq, self.lsn);
         }
         Ok(())
     }
@@ -518,6 +481,7 @@ impl Engine {
         self.batch = Batch::default();
         self.inflight.clear();
         self.barriers.clear();
+        self.offered = Offered::default();
         self.copy = Copy::default();
         self.questions.clear();
         self.verify.disconnected();

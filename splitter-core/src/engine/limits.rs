@@ -1,5 +1,7 @@
 //! Limits of the engine. Each says its unit, its reason and what happens beyond it.
 
+use tidemark_proto::limits::HOLD_MAX_MS;
+
 /// Bytes of frames kept for retransmission at most, whatever the appliance grants. It keeps the splitter below 64 MiB
 /// besides its ring; 24 MiB covers 400 MB/s at 60 ms from capture to acknowledgement. Beyond it the ring holds the rest.
 pub const WINDOW_MAX_BYTES: u64 = 24 << 20;
@@ -10,9 +12,10 @@ pub const FRAME_OVERHEAD_BYTES: u64 = 512;
 /// Bytes of one read of initial copy or resync at most: the payload target of a frame.
 pub const READ_MAX_BYTES: u64 = 1 << 20;
 
-/// Bytes of initial copy and resync read or being read and not acknowledged at most. A third of the window, so that
-/// captured writes always find room. Beyond it no further read starts.
-pub const COPY_OUTSTANDING_MAX_BYTES: u64 = 8 << 20;
+/// Bytes of initial copy and resync read or being read and not acknowledged at most. Two thirds of the window, so that
+/// captured writes always find room; 16 MiB covers 400 MB/s at 40 ms from a read to its acknowledgement, of which a commit
+/// takes the most. Beyond it no further read starts.
+pub const COPY_OUTSTANDING_MAX_BYTES: u64 = 16 << 20;
 
 /// Ranges of initial copy and resync on their way at most. What is known holds no bytes of content, but waits for an
 /// acknowledgement like everything else, takes some hundred bytes here, and is looked at by every search for a range.
@@ -55,6 +58,14 @@ pub const STUCK_RING_PART: u64 = 2;
 
 /// Markers waiting for their place in the ring at most; further ones are refused.
 pub const MARKERS_WAITING_MAX: usize = 64;
+
+/// Microseconds that a reserved place may keep the reader of the ring waiting: the longest hold, with room for its end.
+/// Beyond it the ring is read on and no marker takes the place.
+pub const PLACE_MAX_US: u64 = HOLD_MAX_MS as u64 * 1000 + 5_000_000;
+
+/// Clean heartbeats sent and not acknowledged that are remembered at most: ten minutes of them. The oldest go beyond it; a
+/// bookmark then waits for a later one.
+pub const BEATS_MAX: usize = 3000;
 
 /// Candidate ranges looked at in one search for a range to read. Beyond it the search goes on in the next step.
 pub const READ_SEARCH_MAX: usize = 64;

@@ -10,7 +10,7 @@
 //! - `asking`: whether hashes go first; `compare`: questions and what becomes of their answers.
 //! - `verify`: comparison on request, while no line is open.
 //! - `disk`: per disk, its line and its gap.
-//! - `barrier`: heartbeats and markers waiting for their place in the ring.
+//! - `barrier`: heartbeats and markers waiting for their place in the ring; `markers`: how they are placed; `offered`: up to where points are offered.
 //! - `apply`: units of the ring; `lines`: misses, lines and generations; `reads`: what is read next; `resume`: hello
 //!   and welcome.
 
@@ -26,6 +26,8 @@ mod disk;
 mod inflight;
 mod limits;
 mod lines;
+mod markers;
+mod offered;
 mod reads;
 mod resume;
 mod verify;
@@ -35,7 +37,7 @@ mod window;
 #[allow(clippy::cast_possible_truncation, reason = "the simulated disks have a hundred sectors")]
 mod simulation;
 
-pub use barrier::MarkerRequest;
+pub use barrier::{Achieved, MarkerRequest, Place};
 pub use clock::{ClockEstimate, ClockFilter};
 pub use copy::{Hashing, ReadContent, ReadRequest};
 pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport, Synced};

@@ -1,6 +1,11 @@
 //! Finds the page-address constant of the running kernel (x86-64): see `src/bpf/calibrate.bpf.c`.
+//!
+//! Finding it can take more rights than the tap itself (the right to see kernel addresses, to mount), so a service may
+//! have it noted by a privileged step before its start. A note is as much worth as a finding: the self-test decides.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::CaptureError;
@@ -17,6 +22,40 @@ pub enum Source {
     Variables,
     /// A `block_touch_buffer` event.
     BufferHead,
+    /// Noted earlier in this boot: see [`note_page_constant`].
+    Noted,
+}
+
+/// Where the constant is noted; in memory, so a note ends with the boot, as the constant does.
+const NOTE: &str = "/run/tidemark-splitter/page-constant";
+
+/// Finds the constant and notes it for splitters with fewer rights, unless it is noted already.
+///
+/// # Errors
+/// When it cannot be found, or the note cannot be written.
+pub fn note_page_constant() -> Result<(), CaptureError> {
+    if noted().is_some() {
+        return Ok(());
+    }
+    let scratch = Scratch::new().map_err(CaptureError::io("make a scratch loop device"))?;
+    let (constant, _) = page_constant(&scratch, None)?;
+    note(constant).map_err(CaptureError::io(format!("write {NOTE}")))
+}
+
+/// Writes the note.
+pub(crate) fn note(constant: u64) -> std::io::Result<()> {
+    let folder = Path::new(NOTE).parent().unwrap_or(Path::new("/"));
+    // Kernel addresses are hidden from users for a reason.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let fresh = folder.join("page-constant.new");
+    std::fs::write(&fresh, format!("{constant:#x}\n"))?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, NOTE)
+}
+
+fn noted() -> Option<u64> {
+    let text = std::fs::read_to_string(NOTE).ok()?;
+    u64::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()
 }
 
 /// `struct page` on x86-64. With another size the address is not a multiplication.
@@ -58,6 +97,11 @@ pub(crate) fn page_constant(
     scratch: &Scratch,
     prefer: Option<Source>,
 ) -> Result<(u64, Source), CaptureError> {
+    if prefer.is_none_or(|source| source == Source::Noted)
+        && let Some(constant) = noted()
+    {
+        return Ok((constant, Source::Noted));
+    }
     let (vmemmap_base, page_offset_base) = match prefer {
         Some(Source::BufferHead) => (0, 0),
         _ => variable_addresses(),

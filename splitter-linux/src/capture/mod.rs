@@ -24,7 +24,7 @@ mod tap;
 mod witness;
 
 pub use bpffs::name_for;
-pub use calibrate::Source as ConstantSource;
+pub use calibrate::{Source as ConstantSource, note_page_constant};
 pub use control::TapControl;
 pub use dirty::TapMaps;
 pub use error::CaptureError;

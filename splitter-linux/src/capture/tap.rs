@@ -184,6 +184,23 @@ impl LinuxCapture {
         (0..SELF_TEST_SLOT).filter_map(|slot| captured(slot, self.pinned.slot_meta(slot)?)).collect()
     }
 
+    /// Notes the page-address constant for a service with fewer rights: see
+    /// [`note_page_constant`](super::note_page_constant).
+    ///
+    /// # Errors
+    /// When the note cannot be written.
+    pub fn note_page_constant(&self) -> io::Result<()> {
+        let meta = self.pinned.meta_page();
+        meta.map_or(Ok(()), |meta| calibrate::note(meta.page_constant.load(Ordering::Acquire)))
+    }
+
+    /// How often a change of that disk was marked in its dirty map instead of being captured whole, since the tap was
+    /// loaded; all of a slot's disks together.
+    #[must_use]
+    pub fn marks(&self, slot: Slot) -> u64 {
+        self.pinned.counters(slot.0).map_or(0, |counters| counters.marks.load(Ordering::Acquire))
+    }
+
     /// Captures a disk from now on, and returns its slot with whether it is new here. A disk that is held already
     /// keeps its slot and its maps. Of a new one every block is pending.
     ///
@@ -384,7 +401,9 @@ pub fn unload(name: &str) -> Result<bool, CaptureError> {
     }
     let lock = take_lock(&folder)?;
     pinned::remove_all(&folder)?;
-    std::fs::remove_dir(&folder).map_err(|source| CaptureError::Bpffs { path: folder, source })?;
+    std::fs::remove_dir(&folder).map_err(|source| CaptureError::Bpffs { path: folder.clone(), source })?;
     drop(lock);
+    // Only succeeds where no other splitter has a capture.
+    let _ = folder.parent().map(std::fs::remove_dir);
     Ok(true)
 }

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::gate::OnLapse;
+use crate::state::DEFAULT_STATE;
 
 /// Protects this machine's disks: every write goes to the appliance.
 #[derive(Debug, Parser)]
 #[command(
     name = "tidemark-splitter",
     version,
-    after_help = "Examples:\n  tidemark-splitter enroll --appliance appliance:7440 --token TOKEN --state /var/lib/tidemark-splitter\n  tidemark-splitter run --state /var/lib/tidemark-splitter\n  tidemark-splitter protect --state /var/lib/tidemark-splitter /dev/vdb --wait"
+    after_help = "Examples:\n  tidemark-splitter enroll --appliance appliance:7440 --token TOKEN\n  tidemark-splitter protect /dev/vdb --wait\n  tidemark-splitter status"
 )]
 pub struct Arguments {
     /// What to do.
@@ -23,8 +24,10 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Turn a one-time token into this machine's certificate.
+    ///
+    /// Where the splitter was installed as a package, its service is started and will start with the machine.
     #[command(
-        after_help = "Example:\n  tidemark-splitter enroll --appliance appliance:7440 --token \"$TOKEN\" --state /var/lib/tidemark-splitter"
+        after_help = "Example:\n  tidemark-splitter enroll --appliance appliance:7440 --token \"$TOKEN\""
     )]
     Enroll {
         /// The appliance.
@@ -34,16 +37,17 @@ pub enum Command {
         #[arg(long)]
         token: String,
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
+        /// Do not start the service.
+        #[arg(long)]
+        no_start: bool,
     },
     /// Protect whole disks from now on, also while they are mounted and busy.
-    #[command(
-        after_help = "Example:\n  tidemark-splitter protect --state /var/lib/tidemark-splitter /dev/vdb /dev/vdc --wait"
-    )]
+    #[command(after_help = "Example:\n  tidemark-splitter protect /dev/vdb /dev/vdc --wait")]
     Protect {
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
         /// Whole disks.
         #[arg(required = true, value_name = "DISK")]
@@ -53,32 +57,26 @@ pub enum Command {
         wait: bool,
     },
     /// Protect a disk no longer. Its history stays at the appliance.
-    #[command(
-        after_help = "Example:\n  tidemark-splitter unprotect --state /var/lib/tidemark-splitter /dev/vdb"
-    )]
+    #[command(after_help = "Example:\n  tidemark-splitter unprotect /dev/vdb")]
     Unprotect {
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
         /// The disk.
         #[arg(value_name = "DISK")]
         disk: PathBuf,
     },
     /// Run the splitter (a service: speaks the systemd notify protocol, logs to standard error).
-    #[command(
-        after_help = "Example:\n  tidemark-splitter run --state /var/lib/tidemark-splitter --ring-mib 512"
-    )]
+    #[command(after_help = "Example:\n  tidemark-splitter run --ring-mib 512")]
     Run(RunOptions),
     /// Switch an LVM volume between asynchronous and synchronous mode, live.
     ///
     /// In synchronous mode a write completes only when it is durable at the appliance. The volume stays mounted, and
     /// nothing is copied again. Its disks must be protected.
-    #[command(
-        after_help = "Example:\n  tidemark-splitter mode --state /var/lib/tidemark-splitter /dev/vg/data sync --on-lapse async"
-    )]
+    #[command(after_help = "Example:\n  tidemark-splitter mode /dev/vg/data sync --on-lapse async")]
     Mode {
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
         /// The volume.
         #[arg(value_name = "VOLUME")]
@@ -95,20 +93,30 @@ pub enum Command {
     },
     /// Name the present moment of this VM.
     #[command(
-        after_help = "Example:\n  tidemark-splitter bookmark before-upgrade --state /var/lib/tidemark-splitter"
+        after_help = "Examples:\n  tidemark-splitter bookmark before-upgrade\n  tidemark-splitter bookmark nightly --consistency application --allow-lower"
     )]
     Bookmark {
         /// Its name, unique for this VM.
         name: String,
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
+        /// What the point must be good for: `filesystem` freezes the file systems on the protected disks for a moment,
+        /// `application` runs the freeze hooks besides.
+        #[arg(long, value_enum, default_value_t = Level::Crash)]
+        consistency: Level,
+        /// Accept a lower level than the one asked for.
+        #[arg(long)]
+        allow_lower: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Show what is protected and how far the appliance is behind.
-    #[command(after_help = "Example:\n  tidemark-splitter status --state /var/lib/tidemark-splitter --json")]
+    #[command(after_help = "Example:\n  tidemark-splitter status --json")]
     Status {
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
         /// Print JSON.
         #[arg(long)]
@@ -137,12 +145,47 @@ pub enum Command {
         #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
         deadline_ms: u64,
     },
+    /// Let go what is held when the splitter dies or takes too long: started by the running splitter.
+    #[command(hide = true)]
+    HoldWatchdog {
+        /// How long hooks and hold may take, in milliseconds.
+        quiesce_ms: u64,
+        /// How long the hold may take, in milliseconds.
+        deadline_ms: u64,
+    },
     /// Take the tap out of the kernel without changing what is to be protected.
     #[command(hide = true)]
     Unload {
         /// Folder for keys and state.
-        #[arg(long, value_name = "DIR")]
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
+    },
+    /// Load the tap and let it note what changes on the protected disks, until `run` finds it: for the initramfs,
+    /// before a file system is mounted. May be repeated when more disks have come up.
+    #[command(hide = true)]
+    Attach {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state: PathBuf,
+        /// Size of the ring, as for `run`.
+        #[arg(long, env = "TIDEMARK_RING_MIB", value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
+        ring_mib: u32,
+    },
+    /// Note where this kernel keeps page memory, for a splitter that may not find it: a privileged step of the service.
+    #[command(hide = true)]
+    Calibrate,
+    /// Print what names the protected disks, a line each: what an initramfs must know of them.
+    #[command(hide = true)]
+    Identities {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state: PathBuf,
+    },
+    /// Write the manual pages into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// The folder.
+        dir: PathBuf,
     },
 }
 
@@ -150,17 +193,21 @@ pub enum Command {
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
     /// Folder for keys and state.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
     pub state: PathBuf,
     /// Size of the ring between kernel and splitter in MiB, a power of two. Takes effect when the tap is next loaded.
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
+    #[arg(long, env = "TIDEMARK_RING_MIB", value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
     pub ring_mib: u32,
     /// Scheduling priority of the splitter's threads, 0 (as any program) to 19 (last). Where processors are scarce a
     /// higher number favours the guest's applications, and a gap comes earlier.
-    #[arg(long, value_name = "LEVEL", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
+    #[arg(long, env = "TIDEMARK_NICE", value_name = "LEVEL", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
     pub nice: u8,
+    /// Folder of freeze hooks, run for bookmarks with `--consistency application`. Those of QEMU's guest agent
+    /// (`/etc/qemu/fsfreeze-hook.d`), `/usr/sbin/pre-freeze-script` and `post-thaw-script` are run besides.
+    #[arg(long, value_name = "DIR", default_value = crate::hold::HOOKS_FOLDER)]
+    pub hooks: PathBuf,
     /// Format of the log.
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, env = "TIDEMARK_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log: LogFormat,
 }
 
@@ -180,6 +227,29 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// What a point is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Writes in their order: what a power cut leaves.
+    Crash,
+    /// The file systems on the protected disks were frozen.
+    Filesystem,
+    /// Besides, the freeze hooks had run.
+    Application,
+}
+
+impl Level {
+    /// `crash`, `filesystem` or `application`.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Filesystem => "filesystem",
+            Self::Application => "application",
+        }
+    }
 }
 
 /// Modes of a volume.

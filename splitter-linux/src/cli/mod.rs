@@ -6,14 +6,16 @@ mod mode;
 mod protect;
 mod status;
 
-pub use arguments::{Arguments, Command, LogFormat, RunOptions};
+pub use arguments::{Arguments, Command, Level, LogFormat, RunOptions};
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use clap::CommandFactory as _;
 
-use crate::control::{self, Reply, Request};
+use crate::control::{self, Bookmark, Reply, Request};
 use crate::daemon::Parts;
+use crate::hold;
 use crate::state::StateDir;
 
 /// Runs one command to its end. The parts are those of the daemon, should the command be `run`: the product passes
@@ -23,8 +25,8 @@ use crate::state::StateDir;
 /// One line that says what to do.
 pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
     match arguments.command {
-        Command::Enroll { appliance, token, state } => {
-            enroll::enroll(&StateDir::new(&state), &appliance, &token)
+        Command::Enroll { appliance, token, state, no_start } => {
+            enroll::enroll(&StateDir::new(&state), &appliance, &token, !no_start)
         }
         Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
         Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
@@ -38,15 +40,34 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
             Duration::from_millis(deadline_ms),
         ),
         Command::Gate { capture, volume } => Ok(crate::gate::run(&capture, &volume)?),
-        Command::Bookmark { name, state } => bookmark(&StateDir::new(&state), name),
+        Command::Bookmark { name, state, consistency, allow_lower, json } => {
+            bookmark(&StateDir::new(&state), name, consistency, allow_lower, json)
+        }
         Command::Status { state, json } => status::status(&StateDir::new(&state), json),
+        Command::HoldWatchdog { quiesce_ms, deadline_ms } => {
+            hold::run_watchdog(Duration::from_millis(quiesce_ms), Duration::from_millis(deadline_ms));
+            Ok(())
+        }
         Command::Unload { state } => protect::unload(&StateDir::new(&state)),
+        Command::Attach { state, ring_mib } => protect::attach(&StateDir::new(&state), ring_mib),
+        Command::Calibrate => crate::capture::note_page_constant().map_err(Into::into),
+        Command::Identities { state } => protect::identities(&StateDir::new(&state)),
+        Command::Manual { dir } => {
+            clap_mangen::generate_to(Arguments::command(), dir).context("cannot write the manual pages")
+        }
     }
 }
 
-fn bookmark(state: &StateDir, name: String) -> Result<()> {
-    match control::ask(state, &Request::Bookmark { name })? {
-        Reply::Bookmark(placed) => status::line(&format!("{} at LSN {}", placed.name, placed.lsn)),
+fn bookmark(state: &StateDir, name: String, level: Level, allow_lower: bool, json: bool) -> Result<()> {
+    let consistency = if level == Level::Crash { String::new() } else { level.word().to_owned() };
+    match control::ask(state, &Request::Bookmark { name, consistency, allow_lower })? {
+        Reply::Bookmark(placed) if json => status::line(&serde_json::to_string_pretty(&placed)?),
+        Reply::Bookmark(placed) => {
+            let Bookmark { name, lsn, achieved, hold_us, reason, .. } = placed;
+            let held = if hold_us > 0 { format!(", held for {hold_us} us") } else { String::new() };
+            let why = if reason.is_empty() { reason } else { format!(": {reason}") };
+            status::line(&format!("{name} at LSN {lsn}, {achieved} consistent{held}{why}"))
+        }
         _ => bail!("the running splitter is of another version: restart it"),
     }
 }

@@ -1,4 +1,4 @@
-//! `tidemark-splitter protect`, `unprotect` and the hidden `unload`.
+//! `tidemark-splitter protect`, `unprotect` and the hidden `unload`, `attach` and `identities`.
 
 use std::path::PathBuf;
 use std::thread;
@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use super::status::{current, line};
 use crate::control::{self, ControlError, Request, Status};
 use crate::state::StateDir;
-use crate::{capture, daemon};
+use crate::{capture, daemon, service};
 
 /// How often `--wait` looks. The initial copy takes seconds at least.
 const POLL: Duration = Duration::from_millis(200);
@@ -18,12 +18,9 @@ pub(super) fn protect(state: &StateDir, paths: Vec<PathBuf>, wait: bool) -> Resu
     state.identity()?;
     match control::ask(state, &Request::Protect { paths: paths.clone() }) {
         Ok(_) => {}
-        Err(ControlError::NotRunning(_)) if !wait => {
+        Err(ControlError::NotRunning { .. }) if !wait => {
             daemon::note(state, &paths)?;
-            return line(&format!(
-                "noted; protection starts with 'tidemark-splitter run --state {}'",
-                state.root().display()
-            ));
+            return line(&format!("noted; protection starts with '{}'", service::start_command(state)));
         }
         Err(error) => return Err(error.into()),
     }
@@ -60,7 +57,7 @@ fn is_protected(status: &Status, path: &PathBuf) -> bool {
 pub(super) fn unprotect(state: &StateDir, path: PathBuf) -> Result<()> {
     match control::ask(state, &Request::Unprotect { path: path.clone() }) {
         Ok(_) => {}
-        Err(ControlError::NotRunning(_)) => daemon::forget(state, &path)?,
+        Err(ControlError::NotRunning { .. }) => daemon::forget(state, &path)?,
         Err(error) => return Err(error.into()),
     }
     line(&format!("{}: protected no longer; its history stays at the appliance", path.display()))
@@ -70,4 +67,20 @@ pub(super) fn unload(state: &StateDir) -> Result<()> {
     let _lock = state.lock()?;
     capture::unload(&capture::name_for(state.root()))?;
     line("the tap is out of the kernel")
+}
+
+/// For the initramfs: a disk that is not there yet is no failure, a later call or the service takes it up.
+pub(super) fn attach(state: &StateDir, ring_mib: u32) -> Result<()> {
+    let attached = daemon::attach(state, u64::from(ring_mib) << 20)?;
+    for path in &attached.present {
+        line(&format!("{}: what changes is noted", path.display()))?;
+    }
+    for reason in &attached.missing {
+        line(&format!("not yet: {reason}"))?;
+    }
+    Ok(())
+}
+
+pub(super) fn identities(state: &StateDir) -> Result<()> {
+    state.disks()?.disks.iter().try_for_each(|disk| line(&disk.identity))
 }

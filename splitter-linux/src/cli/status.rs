@@ -64,7 +64,7 @@ pub(super) fn current(state: &StateDir) -> Result<Status> {
     match control::ask(state, &Request::Status) {
         Ok(Reply::Status(status)) => Ok(status),
         Ok(_) => bail!("the running splitter is of another version: restart it"),
-        Err(ControlError::NotRunning(_)) => at_rest(state),
+        Err(ControlError::NotRunning { .. }) => at_rest(state),
         Err(error) => Err(error.into()),
     }
 }

@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use tidemark_proto::v1::{
-    Disk, HashAnswer, SplitterMessage, StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
+    Consistency, Disk, HashAnswer, SplitterMessage, StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
 };
-use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, ReadContent};
+use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, Place, ReadContent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{Bookmark, Status};
+use crate::hold::Taken;
 
 /// The answer to a command: done, or one line that says what to do.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, String>>;
@@ -19,6 +20,15 @@ pub(super) struct HelloFacts {
     pub(super) capture_id: Vec<u8>,
     pub(super) disks: Vec<Disk>,
     pub(super) last_acked: StreamPosition,
+}
+
+/// A bookmark that is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Ask {
+    pub(super) request: MarkerRequest,
+    pub(super) wanted: Consistency,
+    /// A lower level will do.
+    pub(super) allow_lower: bool,
 }
 
 /// A command to the worker.
@@ -35,9 +45,15 @@ pub(super) enum Command {
     /// A better estimate of the clocks.
     Clock(ClockEstimate),
     /// The appliance asks for a marker.
-    Marker(MarkerRequest),
+    Marker(Ask),
     /// Somebody in the guest asks for a bookmark.
-    Bookmark { name: String, reply: Answer<Bookmark> },
+    Bookmark { name: String, wanted: Consistency, allow_lower: bool, reply: Answer<Bookmark> },
+    /// Writers are held: the marker's place is here.
+    Reserve { reply: std::sync::mpsc::SyncSender<Result<Place, String>> },
+    /// Writers are held no longer; what came of it.
+    Held { ask: Ask, taken: Taken },
+    /// The thaw hooks have run, too.
+    HoldOver,
     /// A disk read came back; `None` when it failed.
     ReadDone { token: u64, content: Option<ReadContent> },
     /// The appliance answered a question.

@@ -21,7 +21,7 @@ mod worker;
 pub(crate) use boottime::now_us;
 pub(crate) use handle::Handle;
 pub use parts::{KernelSide, Parts};
-pub use protection::{NoteError, forget, note};
+pub use protection::{Attached, NoteError, attach, forget, note};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,7 @@ async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()>
     let ring_bytes = u64::from(options.ring_mib) << 20;
     let gates = Arc::new(Gates::default());
     let (worker, worker_ended) =
-        worker::start(state.clone(), ring_bytes, restart, parts, Arc::clone(&gates))?;
+        worker::start(state.clone(), (ring_bytes, options.hooks), restart, parts, Arc::clone(&gates))?;
     let orders = gate::start(state.clone(), Arc::clone(&gates), worker.clone())
         .context("cannot start the thread of the gates")?;
     socket::serve(&state, worker.clone(), orders)?;

@@ -70,6 +70,72 @@ pub fn forget(state: &StateDir, path: &Path) -> Result<(), NoteError> {
     Ok(())
 }
 
+/// What [`attach`] did.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// Device files of the disks that the tap watches.
+    pub present: Vec<PathBuf>,
+    /// Why the others are not watched, a line each.
+    pub missing: Vec<String>,
+}
+
+/// Loads the tap, where it is not loaded, and has it note what changes on the protected disks that are there. Nothing
+/// is captured whole until a running splitter finds it. Every block of a disk that is new to the tap is pending
+/// besides: what happened before is not known.
+///
+/// # Errors
+/// When a splitter is running, or the capture cannot be opened.
+pub fn attach(state: &StateDir, ring_bytes: u64) -> Result<Attached, NoteError> {
+    let wanted = state.disks()?;
+    let mut attached = Attached::default();
+    if wanted.disks.is_empty() {
+        return Ok(attached);
+    }
+    let _lock = state.lock()?;
+    let (mut capture, _) = LinuxCapture::open(&settings(state, ring_bytes))?;
+    // A help for the service, which finds it by itself otherwise.
+    let _ = capture.note_page_constant();
+    let mut present: Vec<Disk> = Vec::new();
+    for known in &wanted.disks {
+        let found = disks::find(&known.identity)
+            .and_then(|disk| disks::refuse_nested(&disk, &present).map(|()| disk));
+        match found {
+            Ok(disk) => {
+                hold(&mut capture, &disk)?;
+                attached.present.push(disk.path.clone());
+                present.push(disk);
+            }
+            Err(reason) => attached.missing.push(reason.to_string()),
+        }
+    }
+    Ok(attached)
+}
+
+fn settings(state: &StateDir, ring_bytes: u64) -> Settings {
+    Settings { name: capture::name_for(state.root()), ring_bytes, constant_from: None }
+}
+
+/// Has the tap watch a disk; its slot, and whether it is new to the tap.
+fn hold(capture: &mut LinuxCapture, disk: &Disk) -> Result<(Slot, bool), CaptureError> {
+    // The same identity as another device was not captured in between: it begins anew.
+    let stale: Vec<Slot> = capture
+        .disks()
+        .into_iter()
+        .filter(|held| held.identity == disk.identity && held.disk_sequence != disk.disk_sequence)
+        .map(|held| held.slot)
+        .collect();
+    for slot in stale {
+        capture.remove_disk(slot)?;
+    }
+    let (slot, fresh) = capture.add_disk(disk)?;
+    let known = capture.disks().into_iter().find(|held| held.slot == slot);
+    if known.is_some_and(|known| known.sectors != disk.sectors) {
+        // It changed while no splitter ran; the hello tells the new size, the maps must have it before.
+        capture.resize_disk(slot, disk.sectors)?;
+    }
+    Ok((slot, fresh))
+}
+
 /// A change of the protected disks that was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum NoteError {
@@ -132,13 +198,17 @@ impl Protection {
         wanted: &Disks,
         reads: &mpsc::Sender<Task>,
     ) -> Result<Self, CaptureError> {
-        let settings = Settings { name: capture::name_for(state.root()), ring_bytes, constant_from: None };
-        let (capture, origin) = LinuxCapture::open(&settings)?;
+        let (capture, origin) = LinuxCapture::open(&settings(state, ring_bytes))?;
         match &origin {
             Origin::Loaded { constant_from } => {
                 tracing::info!(?constant_from, "tap loaded, self-test passed")
             }
-            Origin::Reattached => tracing::info!("found the tap running"),
+            Origin::Reattached => {
+                for disk in capture.disks() {
+                    let marks = capture.marks(disk.slot);
+                    tracing::info!(disk = disk.identity, marks, "found the tap running");
+                }
+            }
             Origin::Replaced { reason } => {
                 tracing::warn!(reason, "replaced the tap of another version; disks are copied again")
             }
@@ -175,23 +245,7 @@ impl Protection {
         if self.held.iter().any(|held| disks::identity_names(&held.disk.identity, &disk.identity)) {
             return Ok(());
         }
-        // The same identity as another device was not captured in between: it begins anew.
-        let stale: Vec<Slot> = self
-            .capture
-            .disks()
-            .into_iter()
-            .filter(|held| held.identity == disk.identity && held.disk_sequence != disk.disk_sequence)
-            .map(|held| held.slot)
-            .collect();
-        for slot in stale {
-            self.capture.remove_disk(slot)?;
-        }
-        let (slot, fresh) = self.capture.add_disk(&disk)?;
-        let known = self.capture.disks().into_iter().find(|held| held.slot == slot);
-        if known.is_some_and(|known| known.sectors != disk.sectors) {
-            // It changed while no splitter ran; the hello tells the new size, the maps must have it before.
-            self.capture.resize_disk(slot, disk.sectors)?;
-        }
+        let (slot, fresh) = hold(&mut self.capture, &disk)?;
         // The reader ends only with the worker; a refused open shows as failing reads.
         let _ = reads.send(Task::Open {
             slot,

@@ -8,14 +8,14 @@ use tidemark_proto::v1::{
     ApplianceMessage, Hello, NonceSaved, Ping, SplitterMessage, Welcome, appliance_message, splitter_message,
 };
 use tidemark_proto::version::{PROTOCOL_MAX, PROTOCOL_MIN, SYNC};
-use tidemark_splitter_core::engine::{ClockFilter, MarkerRequest};
+use tidemark_splitter_core::engine::{Achieved, ClockFilter, MarkerRequest};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::boottime::now_us;
-use super::command::{Command, HelloFacts};
+use super::command::{Ask, Command, HelloFacts};
 use super::handle::Handle;
 use super::{platform, renewal};
 use crate::gate::Gates;
@@ -267,11 +267,14 @@ impl<'a> Session<'a> {
                 self.worker.send(Command::Clock(self.clock.estimate(now)));
             }
             appliance_message::Body::MarkerRequest(request) => {
-                self.worker.send(Command::Marker(MarkerRequest {
+                let (wanted, allow_lower) = (request.consistency().or_crash(), request.allow_lower);
+                let request = MarkerRequest {
                     request_id: request.request_id,
                     bookmark_id: request.bookmark_id,
                     name: request.name,
-                }));
+                    achieved: Achieved::default(),
+                };
+                self.worker.send(Command::Marker(Ask { request, wanted, allow_lower }));
             }
             appliance_message::Body::Goodbye(goodbye) if goodbye.retry => return Err(lost(goodbye.reason)),
             appliance_message::Body::Goodbye(goodbye) => return Err(End::Final(goodbye.reason)),

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tidemark_proto::v1::Consistency;
 use tokio::sync::oneshot;
 
 use super::command::Command;
@@ -90,10 +91,9 @@ fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -
         }
         Request::Protect { paths } => done(ask(worker, |reply| Command::Protect { paths, reply })),
         Request::Unprotect { path } => done(ask(worker, |reply| Command::Unprotect { path, reply })),
-        Request::Bookmark { name } => match ask(worker, |reply| Command::Bookmark { name, reply }) {
-            Ok(bookmark) => Reply::Bookmark(bookmark),
-            Err(message) => Reply::Failed { message },
-        },
+        Request::Bookmark { name, consistency, allow_lower } => {
+            bookmark(worker, name, &consistency, allow_lower)
+        }
         Request::Status => {
             let (reply, answer) = oneshot::channel();
             worker.send(Command::Status { reply });
@@ -102,6 +102,18 @@ fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -
                 Err(_) => Reply::Failed { message: "the splitter is stopping".to_owned() },
             }
         }
+    }
+}
+
+fn bookmark(worker: &Handle, name: String, consistency: &str, allow_lower: bool) -> Reply {
+    let wanted =
+        if consistency.is_empty() { Some(Consistency::Crash) } else { Consistency::of_word(consistency) };
+    let Some(wanted) = wanted else {
+        return Reply::Failed { message: format!("'{consistency}' is no consistency level of this version") };
+    };
+    match ask(worker, |reply| Command::Bookmark { name, wanted, allow_lower, reply }) {
+        Ok(bookmark) => Reply::Bookmark(bookmark),
+        Err(message) => Reply::Failed { message },
     }
 }
 

@@ -1,30 +1,32 @@
 //! The worker: the one owner of capture and engine.
 
-use std::collections::VecDeque;
+mod bookmarks;
+
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use tidemark_proto::v1::{MarkerFailed, SplitterMessage, StreamPosition, Welcome, splitter_message};
+use tidemark_proto::v1::{SplitterMessage, StreamPosition, Welcome, splitter_message};
 use tidemark_splitter_core::engine::{
-    Engine, EngineError, Kernel, MarkerRequest, Notice, Resumed, Settings, StatusReport, Synced,
+    Engine, EngineError, Kernel, Notice, Resumed, Settings, StatusReport, Synced,
 };
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
-use uuid::Uuid;
 
 use super::boottime::now_us;
-use super::command::{Answer, Command, HelloFacts};
+use super::command::{Command, HelloFacts};
 use super::disk_reader::{self, Task};
 use super::handle::Handle;
 use super::hardening;
 use super::parts::{KernelSide, Parts};
 use super::protection::{self, Protection};
 use crate::capture;
-use crate::control::{Bookmark, DiskStatus, Status};
+use crate::control::{DiskStatus, Status};
 use crate::disks::{self, Disk};
 use crate::gate::{self, Gates};
 use crate::state::{Disks, StateDir};
+use bookmarks::Bookmarks;
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
 /// would cost more than the write.
@@ -45,7 +47,7 @@ const COMMANDS_MAX: usize = 256;
 /// When the capture cannot be opened.
 pub(super) fn start(
     state: StateDir,
-    ring_bytes: u64,
+    (ring_bytes, hooks): (u64, PathBuf),
     restart: watch::Sender<u64>,
     parts: Parts,
     gates: Arc<Gates>,
@@ -58,10 +60,12 @@ pub(super) fn start(
         .name("worker".into())
         .spawn(move || {
             let Ok(handle) = handle_of_worker.recv() else { return };
-            let built =
-                disk_reader::start(handle, parts.reader).context("cannot start the disk reader").and_then(
-                    |reads| Worker::open(state, ring_bytes, restart, queue, reads, parts.kernel, gates),
-                );
+            let built = disk_reader::start(handle.clone(), parts.reader)
+                .context("cannot start the disk reader")
+                .and_then(|reads| {
+                    let ends = Ends { restart, queue, reads, handle };
+                    Worker::open(state, ring_bytes, hooks, ends, parts.kernel, gates)
+                });
             match built {
                 Err(error) => drop(opened.send(Err(error))),
                 Ok(mut worker) => {
@@ -85,12 +89,22 @@ struct Session {
     waiting: Option<SplitterMessage>,
 }
 
+/// What connects the worker with other threads.
+struct Ends {
+    restart: watch::Sender<u64>,
+    queue: mpsc::Receiver<Command>,
+    reads: mpsc::Sender<Task>,
+    handle: Handle,
+}
+
 struct Worker {
     state: StateDir,
     ring_bytes: u64,
     restart: watch::Sender<u64>,
     queue: mpsc::Receiver<Command>,
     reads: mpsc::Sender<Task>,
+    /// This worker, for threads that it starts.
+    handle: Handle,
     kernel: Box<dyn KernelSide>,
     gates: Arc<Gates>,
     /// An acknowledgement came since the gates were told.
@@ -101,12 +115,9 @@ struct Worker {
     protection: Option<Protection>,
     engine: Engine,
     session: Option<Session>,
-    /// Markers that failed, to be told to the appliance.
-    failed_markers: VecDeque<MarkerFailed>,
-    /// Bookmarks asked for in the guest, not placed yet.
-    asked: Vec<(String, Answer<Bookmark>)>,
-    /// Bookmarks placed and not acknowledged yet.
-    placed: Vec<(Bookmark, Answer<Bookmark>)>,
+    /// Of the last session.
+    protocol: u32,
+    bookmarks: Bookmarks,
     measured: Option<Instant>,
     sizes_seen: Option<Instant>,
     resident_bytes: u64,
@@ -116,9 +127,8 @@ impl Worker {
     fn open(
         state: StateDir,
         ring_bytes: u64,
-        restart: watch::Sender<u64>,
-        queue: mpsc::Receiver<Command>,
-        reads: mpsc::Sender<Task>,
+        hooks: PathBuf,
+        Ends { restart, queue, reads, handle }: Ends,
         kernel: Box<dyn KernelSide>,
         gates: Arc<Gates>,
     ) -> Result<Self> {
@@ -134,6 +144,7 @@ impl Worker {
             restart,
             queue,
             reads,
+            handle,
             kernel,
             gates,
             acked: false,
@@ -142,9 +153,8 @@ impl Worker {
             protection,
             engine: Engine::new(),
             session: None,
-            failed_markers: VecDeque::new(),
-            asked: Vec::new(),
-            placed: Vec::new(),
+            protocol: 0,
+            bookmarks: Bookmarks::new(hooks),
             measured: None,
             sizes_seen: None,
             resident_bytes: 0,
@@ -171,7 +181,8 @@ impl Worker {
             let more = self.step()?;
             let sent = self.send_frames();
             self.take_notices();
-            self.answer_bookmarks();
+            self.hold_for_next();
+            self.bookmarks.answer(self.engine.offered_lsn());
             if more {
                 continue;
             }
@@ -223,8 +234,15 @@ impl Worker {
             }
             Command::Ack(position) => self.acknowledged(&position),
             Command::Clock(estimate) => self.engine.set_clock(estimate),
-            Command::Marker(request) => self.request_marker(request),
-            Command::Bookmark { name, reply } => self.bookmark(name, reply),
+            Command::Marker(ask) => self.ask(ask),
+            Command::Bookmark { name, wanted, allow_lower, reply } => {
+                self.bookmark(name, wanted, allow_lower, reply);
+            }
+            Command::Reserve { reply } => {
+                let _ = reply.send(self.reserve());
+            }
+            Command::Held { ask, taken } => self.held(ask, taken),
+            Command::HoldOver => self.hold_over(),
             Command::ReadDone { token, content } => {
                 if let Some(protection) = &mut self.protection {
                     let (engine, mut content) = (&mut self.engine, content);
@@ -288,6 +306,7 @@ impl Worker {
             resumed = engine.welcomed(kernel, welcome, &configs, now_us()).map_err(|error| error.to_string());
         });
         let resumed = resumed?;
+        self.protocol = welcome.protocol;
         for held in &mut protection.held {
             held.fresh = false;
         }
@@ -311,36 +330,14 @@ impl Worker {
         }
     }
 
-    fn request_marker(&mut self, request: MarkerRequest) {
-        if let Some(protection) = &mut self.protection {
-            let engine = &mut self.engine;
-            self.kernel.lend(&mut protection.capture, &mut |kernel| {
-                engine.request_marker(kernel, now_us(), request.clone());
-            });
-        } else {
-            let reason = "no disk is protected".to_owned();
-            self.failed_markers.push_back(MarkerFailed { request_id: request.request_id, reason });
-        }
-    }
-
-    fn bookmark(&mut self, name: String, reply: Answer<Bookmark>) {
-        if self.session.is_none() {
-            let _ = reply
-                .send(Err("not connected to the appliance: try again when `status` says connected".into()));
-            return;
-        }
-        let bookmark_id = Uuid::new_v4().to_string();
-        self.asked.push((bookmark_id.clone(), reply));
-        self.request_marker(MarkerRequest { request_id: 0, bookmark_id, name });
-    }
-
     fn take_notices(&mut self) {
         while let Some(notice) = self.engine.next_notice() {
             match notice {
-                Notice::MarkerPlaced { request, lsn } => self.marker_placed(request, lsn),
-                Notice::MarkerFailed { request, reason } => self.marker_failed(&request, reason),
+                Notice::MarkerPlaced { request, lsn } => self.bookmarks.placed(request, lsn),
+                Notice::MarkerFailed { request, reason } => self.bookmarks.failed(&request, reason),
                 Notice::LineStarted { lsn, gap_from, cause, detail } => {
                     tracing::info!(lsn, gap_from, cause = cause.as_str_name(), detail, "gap opened");
+                    self.bookmarks.lose(gap_from);
                 }
                 Notice::LineEnded { lsn, slot } => self.line_ended(lsn, slot),
                 Notice::ReadFailed { slot } => {
@@ -348,22 +345,6 @@ impl Worker {
                 }
                 Notice::RestartFailed { detail } => tracing::warn!(detail, "capture cannot be restarted yet"),
             }
-        }
-    }
-
-    fn marker_placed(&mut self, request: MarkerRequest, lsn: u64) {
-        if let Some(index) = self.asked.iter().position(|(id, _)| *id == request.bookmark_id) {
-            let (_, reply) = self.asked.swap_remove(index);
-            self.placed.push((Bookmark { name: request.name, lsn }, reply));
-        }
-    }
-
-    fn marker_failed(&mut self, request: &MarkerRequest, reason: String) {
-        if let Some(index) = self.asked.iter().position(|(id, _)| *id == request.bookmark_id) {
-            let (_, reply) = self.asked.swap_remove(index);
-            let _ = reply.send(Err(reason));
-        } else {
-            self.failed_markers.push_back(MarkerFailed { request_id: request.request_id, reason });
         }
     }
 
@@ -380,20 +361,13 @@ impl Worker {
         }
     }
 
-    fn answer_bookmarks(&mut self) {
-        let acked = self.engine.acked_lsn();
-        for (bookmark, reply) in self.placed.extract_if(.., |(bookmark, _)| bookmark.lsn <= acked) {
-            let _ = reply.send(Ok(bookmark));
-        }
-    }
-
     /// Hands on what fits. Whether anything did.
     fn send_frames(&mut self) -> bool {
         let Some(session) = &mut self.session else { return false };
         let mut sent = false;
         loop {
             let next = session.waiting.take().or_else(|| {
-                let failed = self.failed_markers.pop_front().map(splitter_message::Body::MarkerFailed);
+                let failed = self.bookmarks.failed.pop_front().map(splitter_message::Body::MarkerFailed);
                 let engine = &mut self.engine;
                 let body = failed
                     .or_else(|| engine.next_question().map(splitter_message::Body::HashQuestion))
@@ -415,7 +389,8 @@ impl Worker {
         }
     }
 
-    fn protect(&mut self, paths: &[std::path::PathBuf]) -> Result<()> {
+    fn protect(&mut self, paths: &[PathBuf]) -> Result<()> {
+        self.refuse_while_held()?;
         let mut wanted = self.wanted.clone();
         let mut found = Vec::with_capacity(paths.len());
         let mut present = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
@@ -440,6 +415,7 @@ impl Worker {
     }
 
     fn unprotect(&mut self, path: &std::path::Path) -> Result<()> {
+        self.refuse_while_held()?;
         let index = protection::position(&self.wanted, path)
             .ok_or_else(|| protection::NoteError::NotProtected(path.to_owned()))?;
         let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());

@@ -8,8 +8,9 @@ use super::refusal::Refusal;
 const KERNEL_FLOOR: (u32, u32) = (6, 1);
 const KERNEL_FLOOR_TEXT: &str = "6.1";
 
-/// `CAP_SYS_ADMIN`, `CAP_PERFMON`, `CAP_BPF` (include/uapi/linux/capability.h).
-const CAPABILITIES: [u32; 3] = [21, 38, 39];
+/// `CAP_PERFMON` and `CAP_BPF` (include/uapi/linux/capability.h). `CAP_SYS_ADMIN` (to mount) and `CAP_SYSLOG` (to see
+/// kernel addresses) are needed only where bpffs is not mounted or the page address is not noted, and are told then.
+const CAPABILITIES: [u32; 2] = [38, 39];
 
 /// Checks rights, architecture, kernel version, type information and lockdown.
 ///

@@ -10,7 +10,7 @@ use thiserror::Error;
 pub enum Refusal {
     /// Not the super-user.
     #[error(
-        "the splitter must run as root with CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN: run it with sudo or as a system service"
+        "the splitter must run as root with CAP_BPF and CAP_PERFMON: run it with sudo or as a system service"
     )]
     NotRoot,
     /// Before the lowest line that is tested.

@@ -12,6 +12,10 @@ use thiserror::Error;
 
 use super::{Disks, GatesFile, Identity, Quarantine};
 
+/// The state folder where none is named: the one of the packaged service and of the initramfs hooks, by this very text
+/// (see [`name_for`](crate::capture::name_for)).
+pub const DEFAULT_STATE: &str = "/var/lib/tidemark-splitter";
+
 /// Bytes of a state file at most: 64 disks, certificates and texts are far below. A longer file is refused as damaged.
 const FILE_MAX_BYTES: u64 = 1 << 20;
 

@@ -7,4 +7,4 @@ mod files;
 mod folder;
 
 pub use files::{Disks, GatesFile, Identity, ProtectedDisk, Quarantine, SyncVolumeConfig};
-pub use folder::{StateDir, StateError, StateLock};
+pub use folder::{DEFAULT_STATE, StateDir, StateError, StateLock};

@@ -8,9 +8,10 @@ mod open;
 mod read;
 mod stream;
 
+use std::io::Write;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::Table;
 
@@ -61,15 +62,25 @@ pub const SMOKE: Sizes = Sizes {
     dedupe_bytes: 8 << 20,
 };
 
+type Step = fn(&Sizes, &Path, &mut Table) -> Result<()>;
+
+const STEPS: [(&str, Step); 6] = [
+    ("many VMs at once", ingest::measure),
+    ("encryption of the log", encryption::measure),
+    ("views of a long history", open::measure),
+    ("reads of a view", read::measure),
+    ("folding", fold::measure),
+    ("ten similar disks", dedupe::measure),
+];
+
 /// Measures everything in a folder of its own below `folder`.
 ///
 /// # Errors
 /// When a journal or a file cannot be written or read.
 pub fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result<()> {
-    ingest::measure(sizes, folder, table)?;
-    encryption::measure(sizes, folder, table)?;
-    open::measure(sizes, folder, table)?;
-    read::measure(sizes, folder, table)?;
-    fold::measure(sizes, folder, table)?;
-    dedupe::measure(sizes, folder, table)
+    for (what, step) in STEPS {
+        writeln!(std::io::stdout(), "== {what}")?;
+        step(sizes, folder, table).with_context(|| format!("cannot measure {what}"))?;
+    }
+    Ok(())
 }

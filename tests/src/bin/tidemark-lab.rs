@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use tidemark_tests::filework::FileWork;
+use tidemark_tests::leftovers;
 use tidemark_tests::stamp::{Checker, History, Options, run};
-use tidemark_tests::{leftovers, witness};
+use tidemark_tests::witness;
 
 /// Stamp workload, checker and clean-up of Tidemark's tests.
 #[derive(Debug, Parser)]
@@ -79,6 +81,14 @@ enum Command {
         /// Writes need not be on the medium when they complete.
         #[arg(long)]
         no_sync: bool,
+    },
+    /// Work with files until killed: tidemark-lab files --dir /mnt/data
+    Files {
+        /// A folder of a mounted file system.
+        #[arg(long)]
+        dir: PathBuf,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Remove what killed test runs left behind.
     Sweep,
@@ -153,6 +163,11 @@ fn execute(command: Command) -> Result<String> {
                 done.median.as_micros(),
                 done.slowest.as_micros()
             ))
+        }
+        Command::Files { dir, seed } => {
+            let work = FileWork::new(&dir)?;
+            work.run(seed)?;
+            Ok(format!("{} steps", work.steps()))
         }
         Command::Sweep => Ok(format!("{} leftovers removed", leftovers::sweep()?.len())),
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
-use tidemark_splitter::cli::{self, Arguments};
+use tidemark_splitter::cli::{self, Arguments, Command};
 use tidemark_splitter::daemon::Parts;
 use tidemark_tests::faults::{FAULT_VARIABLE, Fault, FaultyKernel};
 
@@ -20,8 +20,12 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::HoldWatchdog { .. }) {
+        return cli::run(arguments, Parts::default());
+    }
     let name = std::env::var(FAULT_VARIABLE)?;
     let fault = Fault::from_str(&name, false).map_err(|problem| anyhow!("{FAULT_VARIABLE}: {problem}"))?;
     let parts = Parts { kernel: Box::new(FaultyKernel::new(fault)), ..Parts::default() };
-    cli::run(Arguments::parse(), parts)
+    cli::run(arguments, parts)
 }

@@ -12,7 +12,8 @@ use super::kernel::KernelFiles;
 use crate::process::output_of;
 
 /// The console takes kernel messages; commands come over the second serial line: `ID BASE64-OF-SCRIPT`, answered by
-/// the output in base64 between `@begin ID` and `@end ID STATUS`.
+/// the output in base64 between `@begin ID` and `@end ID STATUS`. Scripts in `/etc/boot.d` run first, those in
+/// `/etc/shutdown.d` when the machine is switched off in order.
 const INIT: &str = r#"#!/bin/sh
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root
 mount -t proc proc /proc
@@ -26,8 +27,13 @@ for module in /modules/*; do insmod "$module" || echo "insmod $module failed"; d
 ifconfig lo 127.0.0.1 up
 [ -e /sys/class/net/eth0 ] && ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
 stty -F /dev/ttyS1 raw -echo
+ready=@ready
+for script in /etc/boot.d/*; do
+    [ -e "$script" ] || continue
+    ( set -e; . "$script" ) </dev/null >/dev/console 2>&1 || { echo "$script failed" >/dev/console; ready=@failed; }
+done
 exec </dev/ttyS1 >/dev/ttyS1 2>/dev/console
-echo "@ready"
+echo "$ready"
 while read -r id script; do
     echo "$script" | base64 -d >/tmp/script
     ( . /tmp/script ) </dev/null >/tmp/output 2>&1
@@ -37,6 +43,15 @@ while read -r id script; do
     echo "@end $id $status"
 done
 poweroff -f
+"#;
+
+/// Sourced with the word `poweroff` or `reboot` in `$1`: what a service manager does before the kernel stops.
+const SHUTDOWN: &str = r#"
+for script in /etc/shutdown.d/*; do
+    [ -e "$script" ] && ( . "$script" ) </dev/null >/dev/console 2>&1
+done
+grep '^/dev' /proc/mounts | cut -d ' ' -f 2 | sort -r | while read -r folder; do umount "$folder"; done
+sync
 "#;
 
 /// A root under construction.
@@ -53,8 +68,19 @@ impl Initramfs {
     /// When busybox is missing or the folder cannot be written.
     pub fn new(root: &Path) -> Result<Self> {
         for folder in [
-            "bin", "sbin", "usr/bin", "usr/sbin", "proc", "sys", "dev", "tmp", "run", "modules", "root",
-            "etc",
+            "bin",
+            "sbin",
+            "usr/bin",
+            "usr/sbin",
+            "proc",
+            "sys",
+            "dev",
+            "tmp",
+            "run",
+            "modules",
+            "root",
+            "etc/boot.d",
+            "etc/shutdown.d",
         ] {
             fs::create_dir_all(root.join(folder))?;
         }
@@ -68,6 +94,7 @@ impl Initramfs {
         }
         fs::write(root.join("init"), INIT)?;
         fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
+        fs::write(root.join("etc/shutdown"), SHUTDOWN)?;
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
         fs::write(root.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n")?;
         Ok(Self { root: root.to_owned(), modules: Vec::new() })
@@ -89,17 +116,47 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds a program as `/bin/NAME`, with the shared libraries it needs.
+    /// Writes a file of the guest, `path` absolute; in `/bin` it is a program.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn text(&mut self, path: &str, content: &str) -> Result<()> {
+        let target = self.root.join(path.trim_start_matches('/'));
+        if let Some(folder) = target.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(&target, content).with_context(|| format!("write {path} of the guest"))?;
+        let mode = if path.starts_with("/bin/") { 0o755 } else { 0o644 };
+        Ok(fs::set_permissions(&target, fs::Permissions::from_mode(mode))?)
+    }
+
+    /// Adds a program as `/bin/NAME`, with the shared libraries it needs and without what only debuggers need: unpacking
+    /// that in emulation would take longer than the boot.
     ///
     /// # Errors
     /// When it cannot be copied or `ldd` cannot tell its libraries.
     pub fn program(&mut self, host: &Path) -> Result<()> {
         let name = host.file_name().context("a program has a name")?.to_string_lossy().into_owned();
         self.file(host, &format!("/bin/{name}"))?;
+        let copy = self.root.join("bin").join(&name);
+        // Without `strip`, or for a script, the copy stays as it is.
+        let _ = Command::new("strip").arg("--strip-debug").arg(&copy).stderr(Stdio::null()).status();
         for library in libraries(host)? {
             self.file(&library, &library.to_string_lossy())?;
         }
         Ok(())
+    }
+
+    /// Makes `path` (absolute) another name of `target`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn link(&mut self, target: &str, path: &str) -> Result<()> {
+        let link = self.root.join(path.trim_start_matches('/'));
+        if link.is_symlink() {
+            fs::remove_file(&link)?;
+        }
+        symlink(target, &link).with_context(|| format!("link {path} in the guest"))
     }
 
     /// Adds a module and what it needs; they are loaded at boot.

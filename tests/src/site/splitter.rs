@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use serde_json::Value;
 
 use super::{STOP_TIMEOUT, program};
-use crate::faults::{FAULT_VARIABLE, Fault};
+use crate::faults::{FAULT_VARIABLE, Fault, STUCK_VARIABLE};
 use crate::process::{Daemon, output_of, tail};
 
 /// Loading and testing the tap takes a second or two.
@@ -63,6 +63,12 @@ impl Splitter {
     #[must_use]
     pub fn log(&self) -> &Path {
         &self.log
+    }
+
+    /// The file that stops a splitter with [`Fault::Stuck`] while it exists.
+    #[must_use]
+    pub fn stuck_by(&self) -> PathBuf {
+        self.state.with_extension("stuck")
     }
 
     /// The running daemon.
@@ -133,6 +139,7 @@ impl Splitter {
                 let mut command = Command::new(program("tidemark-splitter-faulty")?);
                 let name = fault.to_possible_value().context("a fault has a name")?;
                 command.env(FAULT_VARIABLE, name.get_name());
+                command.env(STUCK_VARIABLE, self.stuck_by());
                 command
             }
         };

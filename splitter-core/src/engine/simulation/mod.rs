@@ -63,6 +63,7 @@ fn verifies_find_what_was_corrupted_and_nothing_else_whatever_happens() {
     if seeds().count() >= 2000 {
         let counts = [totals.verifies, totals.corruptions, totals.found_blocks, totals.verify_lines];
         assert!(counts.iter().all(|count| *count > 1000), "{counts:?}");
+        assert!(totals.cancelled > 100, "{totals:?}");
     }
 }
 
@@ -144,4 +145,11 @@ fn content_of_a_template_that_is_not_what_was_named_is_caught() {
     // Most of what a first copy names is written again before its gap ends.
     let caught = caught(Broken::WrongTemplate);
     assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn markers_placed_after_their_hold_are_caught() {
+    // Where nothing was written while the place was reserved, late is not too late.
+    let caught = caught(Broken::LateMarkers);
+    assert!(caught > 30, "{caught}");
 }

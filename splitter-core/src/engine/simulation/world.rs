@@ -1,6 +1,7 @@
 //! The world around the engine: guest, disks, network, and everything that goes wrong.
 
 mod guest;
+mod holds;
 mod trouble;
 mod verify;
 
@@ -43,6 +44,8 @@ pub(super) enum Broken {
     VerifyBlind,
     /// The appliance takes other content from a template than was named.
     WrongTemplate,
+    /// Markers are placed where the ring ends when their hold is over.
+    LateMarkers,
 }
 
 /// How often the interesting things happened.
@@ -60,6 +63,7 @@ pub(super) struct Totals {
     silent_misses: u64,
     late_units: u64,
     markers: u64,
+    held_markers: u64,
     lines: u64,
     growths: u64,
     shrinks: u64,
@@ -69,6 +73,7 @@ pub(super) struct Totals {
     pub(super) verifies: u64,
     pub(super) corruptions: u64,
     pub(super) found_blocks: u64,
+    pub(super) cancelled: u64,
     pub(super) verify_lines: u64,
     pieces_offered: u64,
     pieces_named: u64,
@@ -76,7 +81,7 @@ pub(super) struct Totals {
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 21] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 22] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -90,6 +95,7 @@ impl Totals {
             ("silent misses", self.silent_misses),
             ("late units", self.late_units),
             ("markers", self.markers),
+            ("markers of holds", self.held_markers),
             ("lines", self.lines),
             ("growths", self.growths),
             ("shrinks", self.shrinks),
@@ -115,6 +121,7 @@ impl Totals {
         self.silent_misses += other.silent_misses;
         self.late_units += other.late_units;
         self.markers += other.markers;
+        self.held_markers += other.held_markers;
         self.lines += other.lines;
         self.growths += other.growths;
         self.shrinks += other.shrinks;
@@ -124,6 +131,7 @@ impl Totals {
         self.verifies += other.verifies;
         self.corruptions += other.corruptions;
         self.found_blocks += other.found_blocks;
+        self.cancelled += other.cancelled;
         self.verify_lines += other.verify_lines;
         self.pieces_offered += other.pieces_offered;
         self.pieces_named += other.pieces_named;
@@ -191,6 +199,9 @@ pub(super) struct World {
     appliance: Appliance,
     /// When the template is published and when it is not.
     templates: Random,
+    /// When writers are held, and the place reserved meanwhile.
+    holds: Random,
+    reserved: Option<holds::Reserved>,
     to_appliance: VecDeque<ToAppliance>,
     to_splitter: VecDeque<ToSplitter>,
     moments: HashMap<u64, Moment>,
@@ -227,6 +238,8 @@ impl World {
             ring_bytes,
             appliance,
             templates,
+            holds: Random::new(seed ^ 0x686f_6c64),
+            reserved: None,
             blocks: first_blocks,
             first_blocks,
             to_appliance: VecDeque::new(),
@@ -261,6 +274,7 @@ impl World {
         }
         self.quiesce()?;
         self.last_verify()?;
+        self.totals.held_markers += self.check_places()?;
         self.totals.points =
             check(&self.appliance.frames, &self.moments, &self.disks, self.first_blocks * 8)?;
         self.totals.drops += self.pinned.borrow().status.drops;
@@ -349,10 +363,16 @@ impl World {
             self.told(message)?;
         }
         if self.random.chance(10) {
-            let request = MarkerRequest { request_id: 0, bookmark_id: "id".into(), name: "before".into() };
+            let request = MarkerRequest {
+                request_id: 0,
+                bookmark_id: "id".into(),
+                name: "before".into(),
+                achieved: crate::engine::Achieved::default(),
+            };
             let now_us = self.now_us;
             self.with_engine(|engine, kernel| engine.request_marker(kernel, now_us, request));
         }
+        self.hold();
         Ok(())
     }
 

@@ -14,10 +14,15 @@ use crate::engine::core::{Engine, EngineError, Kernel, Notice};
 use crate::engine::limits::{READ_RETRY_US, VERIFY_REPORT_US, VERIFY_RETRIES_MAX};
 
 impl Engine {
-    /// The appliance asks for a verify. The same job goes on where it was; another one takes its place.
+    /// The appliance asks for a verify. The same job goes on where it was; another one takes its place. Or it wants one no
+    /// longer: then that ends, and a report says so.
     pub fn verify(&mut self, request: &VerifyRequest, now_us: u64) {
         self.now_us = now_us;
         self.verify.report_due_us = 0;
+        if request.cancel {
+            self.cancel_verify(&request.job_id);
+            return;
+        }
         if let Some(job) = self.verify.job.as_mut().filter(|job| job.id == request.job_id) {
             job.connected = true;
             return;
@@ -40,6 +45,17 @@ impl Engine {
             disks,
             next_disk: 0,
         });
+    }
+
+    fn cancel_verify(&mut self, job_id: &str) {
+        // What has ended by itself meanwhile is only said again. Lines for what differed end as any do.
+        let running = |job: &&mut Job| job.id == job_id && job.state == VerifyState::Running;
+        let Some(job) = self.verify.job.as_mut().filter(running) else { return };
+        job.connected = true;
+        job.state = VerifyState::Failed;
+        "cancelled".clone_into(&mut job.reason);
+        self.verify.comparing.clear();
+        self.verify.questions.clear();
     }
 
     /// The next question to send. It comes behind every frame that its LSN needs.

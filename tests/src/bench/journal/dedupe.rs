@@ -73,8 +73,9 @@ pub(super) fn measure(sizes: &Sizes, folder: &Path, table: &mut Table) -> Result
 fn make_disks(folder: &Path, bytes: u64) -> Result<Vec<PathBuf>> {
     let files = folder.join("files");
     let mut left = bytes;
-    for source in SOURCES {
-        copy_files(Path::new(source), &files, &mut left)?;
+    for (number, source) in SOURCES.iter().enumerate() {
+        // Each in a folder of its own: one's file may have the name of another's folder.
+        copy_files(Path::new(source), &files.join(number.to_string()), &mut left)?;
     }
     let first = folder.join("disk-0");
     File::create_new(&first)?.set_len((bytes + bytes / 2).next_multiple_of(MIB) + 16 * MIB)?;

@@ -43,6 +43,7 @@ impl World {
             self.pinned.borrow_mut().pending = vec![vec![false; BLOCKS]; DISKS];
         }
         self.splitter = Splitter::new(&self.pinned, self.broken);
+        self.reserved = None;
     }
 
     fn reboot(&mut self) {

@@ -18,6 +18,8 @@ pub(super) struct Verifies {
     next_id: u64,
     /// The job that the appliance waits for.
     pub(super) running: Option<VerifyRequest>,
+    /// It was told that the job is wanted no longer.
+    cancelling: bool,
     /// Blocks that were ever corrupted.
     corrupted: Blocks,
     /// Blocks that the running job, or the last one, called different.
@@ -41,6 +43,16 @@ impl World {
             let whole = self.random.chance(700);
             self.ask_verify(whole);
         }
+        if self.splitter.connected && self.random.chance(3) {
+            self.cancel_verify();
+        }
+    }
+
+    fn cancel_verify(&mut self) {
+        let Some(verify) = &mut self.verify else { return };
+        let Some(request) = verify.running.clone() else { return };
+        verify.cancelling = true;
+        self.to_splitter.push_back(ToSplitter::Verify(VerifyRequest { cancel: true, ..request }));
     }
 
     fn corrupt(&mut self) {
@@ -58,7 +70,8 @@ impl World {
         let Some(verify) = self.verify.as_mut().filter(|verify| verify.running.is_none()) else { return };
         verify.next_id += 1;
         let disk_ids = if whole { Vec::new() } else { vec![1] };
-        verify.running = Some(VerifyRequest { job_id: verify.next_id.to_string(), disk_ids });
+        verify.running = Some(VerifyRequest { job_id: verify.next_id.to_string(), disk_ids, cancel: false });
+        verify.cancelling = false;
         verify.reported.clear();
         if self.splitter.connected {
             self.verify_again();
@@ -112,6 +125,10 @@ impl World {
                 verify.running = None;
                 self.totals.verifies += 1;
                 self.totals.found_blocks += verify.reported.len() as u64;
+            }
+            VerifyState::Failed if verify.cancelling && report.reason == "cancelled" => {
+                verify.running = None;
+                self.totals.cancelled += 1;
             }
             state => return Err(format!("{state:?}: {}", report.reason)),
         }
