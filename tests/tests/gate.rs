@@ -324,6 +324,35 @@ fn a_killed_guest_has_lost_no_write_that_it_saw_completed() {
     site.finish(&EXPECTED).unwrap();
 }
 
+/// Something (LVM, a reboot) gives the volume its own table back: sync mode is not in force, and the splitter puts the gate
+/// back by itself.
+#[test]
+fn a_volume_that_lost_its_gate_gets_it_back() {
+    if cannot_run() {
+        return;
+    }
+    let site = Site::start("gate-lost").unwrap();
+    let mut guest = boot(&site, Kernel::V6_12, VM, "7d1dea2c-0000-4000-8000-00000000b005");
+    let table = guest.sh("dmsetup table vg-files").unwrap();
+    guest.sh(LOAD).unwrap();
+    mode(&mut guest, "/dev/vg/files", "sync");
+    let gated = guest.sh("dmsetup table vg-files").unwrap();
+    assert_ne!(gated, table);
+    ok(&mut guest, &format!("echo '{}' | dmsetup reload vg-files && dmsetup resume vg-files", table.trim()));
+    goes_on(&mut guest, "the gate was bypassed");
+    ok(
+        &mut guest,
+        "for i in $(seq 200); do grep -q 'in place again' /tmp/splitter.log && exit 0; sleep 0.2; done; exit 1",
+    );
+    wait_in_force(&mut guest, true);
+    assert_ne!(guest.sh("dmsetup table vg-files").unwrap(), table);
+    goes_on(&mut guest, "gated again");
+    mode(&mut guest, "/dev/vg/files", "async");
+    assert_eq!(guest.sh("dmsetup table vg-files").unwrap(), table);
+    guest.power_cut().unwrap();
+    site.finish(&EXPECTED).unwrap();
+}
+
 /// Kernels and volumes that cannot have a gate are refused, with the reason and what to do.
 #[test]
 fn what_cannot_be_gated_is_refused() {
@@ -347,6 +376,18 @@ fn what_cannot_be_gated_is_refused() {
     refused(&mut guest, "/dev/vda", &["no LVM"]);
     guest.sh("mkswap /dev/mapper/vg-data && swapon /dev/mapper/vg-data").unwrap();
     refused(&mut guest, "/dev/vg/data", &["swap"]);
+    guest.sh("swapoff /dev/mapper/vg-data").unwrap();
+    guest.sh("echo '0 64 error' | dmsetup create failing -u test-failing && dmsetup mknodes").unwrap();
+    refused(&mut guest, "/dev/mapper/failing", &["kind 'error'", "only linear"]);
+    // The state folder on the volume itself.
+    ok(&mut guest, "cp -a /root/splitter /mnt/splitter; kill $(cat /tmp/splitter.pid); sleep 2");
+    ok(
+        &mut guest,
+        "(NO_COLOR=1 tidemark-splitter run --state /mnt/splitter --ring-mib 16 >/tmp/other.log 2>&1 &); sleep 5",
+    );
+    let outcome = guest.run("tidemark-splitter mode --state /mnt/splitter /dev/vg/files sync", LONG).unwrap();
+    println!("{}", outcome.output.trim());
+    assert!(outcome.status == 1 && outcome.output.contains("state folder"), "{}", outcome.output);
     guest.power_cut().unwrap();
     site.finish(&EXPECTED).unwrap();
 }

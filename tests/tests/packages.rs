@@ -157,9 +157,10 @@ fn hardened(machine: &mut Machine) {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim_start_matches(':').trim().to_owned()
     };
-    // CAP_PERFMON is 38, CAP_BPF 39.
-    assert_eq!(u64::from_str_radix(&field("CapEff"), 16).unwrap(), 3 << 38, "{status}");
-    assert_eq!(u64::from_str_radix(&field("CapBnd"), 16).unwrap(), 3 << 38, "{status}");
+    // CAP_PERFMON is 38, CAP_BPF 39; for freezes CAP_SETGID 6, CAP_SETUID 7, CAP_SYS_ADMIN 21.
+    let wanted = 3 << 38 | 3 << 6 | 1 << 21;
+    assert_eq!(u64::from_str_radix(&field("CapEff"), 16).unwrap(), wanted, "{status}");
+    assert_eq!(u64::from_str_radix(&field("CapBnd"), 16).unwrap(), wanted, "{status}");
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".into(), "2".into()), "{status}");
     assert!(field("VmLck") != "0 kB", "memory is locked: {status}");
     println!("{}", machine.sh("systemd-analyze security --no-pager tidemark-splitter | tail -n 1"));
