@@ -254,6 +254,11 @@ impl TapMaps {
             }
         }
         new.pending_blocks = new.count();
+        if new.blocks > old.blocks {
+            // Here, where the bits of what was cut off went, too: a process that ends before it has said the new size leaves
+            // nobody who would know. The last block may have grown.
+            new.mark(BlockRange { start: old.blocks.saturating_sub(1), end: new.blocks });
+        }
         if let Some(counters) = self.pinned.counters(slot).filter(|_| was_whole == 0) {
             counters.whole.store(0, Ordering::Release);
         }

@@ -309,9 +309,14 @@ impl World {
     fn resize_maps(&mut self) {
         let mut pinned = self.pinned.borrow_mut();
         let pinned = &mut *pinned;
-        pinned.blocks = self.blocks;
+        let before = std::mem::replace(&mut pinned.blocks, self.blocks);
         for bits in pinned.pending.iter_mut().chain(&mut pinned.dirty) {
             bits[self.blocks..].fill(false);
+        }
+        if before < self.blocks {
+            for bits in &mut pinned.pending {
+                bits[before - 1..self.blocks].fill(true);
+            }
         }
     }
 

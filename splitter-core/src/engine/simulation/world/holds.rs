@@ -20,7 +20,8 @@ impl World {
                 self.reserved = None;
                 self.settle(reserved);
             }
-        } else if self.holds.chance(20) {
+        } else if self.slow.is_none() && self.holds.chance(20) {
+            // While writers are held no request is being captured.
             self.reserved = self.with_engine(|engine, kernel| {
                 let position = kernel.ring.producer();
                 engine.reserve_place(kernel, now_us).ok().map(|place| Reserved { place, position })
