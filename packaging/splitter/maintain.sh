@@ -9,15 +9,23 @@ running_systemd() { [ -d /run/systemd/system ]; }
 
 reload() { ! running_systemd || systemctl daemon-reload || true; }
 
-# Enrolment enables and starts the service; until then only a change of the protected disks is waited for.
+# Enrolment enables and starts the service; until then only a change of the protected disks is waited for. A machine that
+# was enrolled before the package was removed is protected again.
 installed() {
+    rm -f "$state/removed"
     reload
-    ! command -v systemctl >/dev/null || systemctl enable --quiet tidemark-splitter-initramfs.path || true
-    ! running_systemd || systemctl start tidemark-splitter-initramfs.path || true
+    wanted=tidemark-splitter-initramfs.path
+    [ ! -e "$state/identity.toml" ] || wanted=$units
+    # shellcheck disable=SC2086 # Two words.
+    ! command -v systemctl >/dev/null || systemctl enable --quiet $wanted || true
+    # shellcheck disable=SC2086
+    ! running_systemd || systemctl start $wanted || true
 }
 
 # The tap stays in the kernel and captures on; the new process goes on where the old one's acknowledgements end.
 upgraded() {
+    # dpkg calls it an upgrade, too, when the package had been removed and its state had stayed.
+    [ ! -e "$state/removed" ] || installed
     reload
     if running_systemd; then
         systemctl try-restart tidemark-splitter-initramfs.path tidemark-splitter.service || true
@@ -35,14 +43,17 @@ removing() {
     elif command -v systemctl >/dev/null; then
         systemctl disable --quiet $units || true
     fi
-    [ ! -d "$state" ] || /usr/bin/tidemark-splitter unload || true
+    [ -d "$state" ] || return 0
+    /usr/bin/tidemark-splitter unload ||
+        echo "the tap stays in the kernel until the machine is started again: see /sys/fs/bpf" >&2
+    : >"$state/removed"
 }
 
 # After the files went.
 removed() {
     reload
     ! running_systemd || systemctl reset-failed tidemark-splitter.service tidemark-splitter-initramfs.service 2>/dev/null || true
-    rm -rf /run/tidemark-splitter
+    rm -rf /run/tidemark-splitter /run/tidemark-hooks
     if [ -e "$state/initramfs.list" ]; then
         rm -f "$state/initramfs.list"
         rebuild_initramfs
@@ -53,13 +64,10 @@ removed() {
 purged() { rm -rf "$state"; }
 
 rebuild_initramfs() {
-    if command -v dpkg-trigger >/dev/null && [ -n "${DPKG_MAINTSCRIPT_NAME:-}" ] &&
-        dpkg-trigger --check-supported 2>/dev/null && command -v update-initramfs >/dev/null; then
-        # Once, at the end of all that is being installed.
-        dpkg-trigger --no-await update-initramfs || true
-    elif command -v update-initramfs >/dev/null; then
-        update-initramfs -u || true
+    # Not by dpkg's trigger: that does the newest kernel only, and any of them may be booted.
+    if command -v update-initramfs >/dev/null; then
+        update-initramfs -u -k all || true
     elif command -v dracut >/dev/null; then
-        dracut --force --kver "$(uname -r)" || true
+        dracut --force --regenerate-all || true
     fi
 }

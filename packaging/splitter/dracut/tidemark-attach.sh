@@ -18,4 +18,11 @@ tidemark_attach() {
     done
 }
 
-(tidemark_attach) || :
+# A disk that does not answer must not keep the machine from booting either: it goes on after half a minute.
+(tidemark_attach) &
+tidemark_pid=$!
+tidemark_waited=0
+while kill -0 "$tidemark_pid" 2>/dev/null && [ "$tidemark_waited" -lt 30 ]; do
+    sleep 1
+    tidemark_waited=$((tidemark_waited + 1))
+done

@@ -100,11 +100,14 @@ pub fn attach(state: &StateDir, ring_bytes: u64) -> Result<Attached, NoteError> 
         let found = disks::find(&known.identity)
             .and_then(|disk| disks::refuse_nested(&disk, &present).map(|()| disk));
         match found {
-            Ok(disk) => {
-                hold(&mut capture, &disk)?;
-                attached.present.push(disk.path.clone());
-                present.push(disk);
-            }
+            Ok(disk) => match hold(&mut capture, &disk) {
+                Ok(_) => {
+                    attached.present.push(disk.path.clone());
+                    present.push(disk);
+                }
+                // The others are attached all the same.
+                Err(error) => attached.missing.push(error.to_string()),
+            },
             Err(reason) => attached.missing.push(reason.to_string()),
         }
     }
