@@ -71,7 +71,7 @@ fn follow_busy_disk(taps: usize, seconds: u64, jobs: &[&str]) -> Vec<Seen> {
     let disk = LoopDisk::new(256 * MIB);
     let found = Disk::inspect(&disk.path).unwrap();
     // Completions are brought to the processor that submitted, by an interrupt.
-    std::fs::write(found.sys_path().join("queue/rq_affinity"), "2").unwrap();
+    disk.complete_on("2");
     let mut tests: Vec<TestCapture> = (0..taps).map(|_| TestCapture::new(256 * MIB)).collect();
     let mut replicas: Vec<Replica> = tests.iter().map(|_| Replica::default()).collect();
     for test in &mut tests {

@@ -56,7 +56,17 @@ impl LoopDisk {
         let output = Command::new("losetup").args(["--show", "-f"]).arg(&file).output().unwrap();
         assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
         let path = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        Self { path, file }
+        let disk = Self { path, file };
+        disk.complete_on("0");
+        disk
+    }
+
+    /// Where completions are handled: 0 by the worker that has done the write, 2 on the processor that submitted, by an
+    /// interrupt of whatever runs there. Some kernels show what interrupts their first process to no program.
+    pub(crate) fn complete_on(&self, affinity: &str) {
+        let name = self.path.file_name().unwrap();
+        let attribute = Path::new("/sys/block").join(name).join("queue/rq_affinity");
+        std::fs::write(attribute, affinity).unwrap();
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -75,6 +85,8 @@ impl LoopDisk {
 
 impl Drop for LoopDisk {
     fn drop(&mut self) {
+        // The device is used again by others, with what is set here: the kernel's own value.
+        self.complete_on("1");
         let _ = Command::new("losetup").arg("-d").arg(&self.path).output();
         let _ = std::fs::remove_file(&self.file);
     }
