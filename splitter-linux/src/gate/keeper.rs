@@ -143,11 +143,19 @@ impl Keeper {
             "{SYNC_VOLUMES_MAX} volumes are in synchronous mode already, which is the most one VM can have"
         );
         volume.check(&path, &self.protected()?, self.state.root())?;
-        let child = insertion::insert(&mapper, &self.capture, &volume)?;
-        let page = Page::open(&page::folder(&self.capture, &name))?;
+        // Before the gate is there: one that nobody remembers would have no successor should it die.
+        let before = wanted.clone();
         let config = SyncVolumeConfig { path: path.clone(), name: name.clone(), on_lapse, hold_max_s };
         wanted.volumes.push(config);
         self.state.store_gates(&wanted)?;
+        let child = match insertion::insert(&mapper, &self.capture, &volume) {
+            Ok(child) => child,
+            Err(error) => {
+                self.state.store_gates(&before)?;
+                return Err(error.into());
+            }
+        };
+        let page = Page::open(&page::folder(&self.capture, &name))?;
         self.progress.insert(name.clone(), Progress { child: Some(child), ..Progress::default() });
         let gate = self.hold(path, name, on_lapse, hold_max_s, page);
         gate.stand(true, "everything written before is on its way");
@@ -178,9 +186,6 @@ impl Keeper {
             (None, Some(_)) => return Ok(()),
             (None, None) => return Err(GateError::NotMapped(path.to_owned()).into()),
         };
-        let mut wanted = self.state.gates()?;
-        wanted.volumes.retain(|config| config.name != gate.name);
-        self.state.store_gates(&wanted)?;
         gate.leaving.store(true, Ordering::Release);
         gate.stand(true, "it is being switched to async");
         let until = Instant::now() + Duration::from_micros(SYNC_LEASE_US) * 2;
@@ -201,6 +206,10 @@ impl Keeper {
             let _ = child.wait();
         }
         self.gates.forget(&gate.name);
+        // Only now: until it is away a splitter that starts anew must look after it.
+        let mut wanted = self.state.gates()?;
+        wanted.volumes.retain(|config| config.name != gate.name);
+        self.state.store_gates(&wanted)?;
         tracing::info!(volume = gate.name, "the gate is removed; the volume is in mode async");
         Ok(())
     }
@@ -217,6 +226,8 @@ impl Keeper {
     fn put_off(&mut self, gate: &Arc<Gate>, in_place: bool, cause: &str) {
         let progress = self.progress.entry(gate.name.clone()).or_default();
         progress.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+        // It is entered anew, whether or not the promise lapses meanwhile.
+        (progress.was_in_force, progress.entering) = (false, None);
         gate.in_force.store(false, Ordering::Release);
         if gate.stand(in_place, cause) {
             tracing::warn!(volume = gate.name, cause, "synchronous mode is not in force");

@@ -46,6 +46,7 @@ pub use server::run;
 
 pub(crate) use keeper::{Order, start};
 pub(crate) use shared::Gates;
+pub(crate) use volume::MAPPING_PREFIX;
 
 use std::path::Path;
 

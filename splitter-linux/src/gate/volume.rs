@@ -150,8 +150,11 @@ impl Volume {
     }
 }
 
+/// How names of private mappings begin.
+pub(crate) const MAPPING_PREFIX: &str = "tidemark-gate-";
+
 pub(crate) fn private_name(volume: &str) -> String {
-    format!("tidemark-gate-{volume}")
+    format!("{MAPPING_PREFIX}{volume}")
 }
 
 fn folder_of(major: u64, minor: u64) -> PathBuf {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::sys::time::TimeVal;
 
-use super::message::{self, ARM, ARMED, DISARM, GO, HOOK, HOOK_NOTED, KEPT, Kind, PACKET_MAX_BYTES, THAWED};
+use super::message::{
+    self, ARM, ARMED, DISARM, FIRED, GO, HOOK, HOOK_NOTED, KEPT, Kind, PACKET_MAX_BYTES, THAWED,
+};
 
 /// How long the watchdog may take to answer. Beyond it the hold is given up.
 const ANSWER_TIMEOUT_S: i64 = 5;
@@ -92,9 +94,13 @@ impl Guard {
         }
     }
 
-    /// Everything was let go. Whether the watchdog had let nothing go before.
-    pub(super) fn thawed(&self) -> bool {
-        self.ask(&[THAWED], &[]).is_ok_and(|answer| answer.first() == Some(&KEPT))
+    /// Everything was let go. What the watchdog had done before.
+    pub(super) fn thawed(&self) -> Watched {
+        match self.ask(&[THAWED], &[]).as_deref() {
+            Ok([KEPT, ..]) => Watched::Kept,
+            Ok([FIRED, ..]) => Watched::Fired,
+            _ => Watched::Silent,
+        }
     }
 
     /// Nothing is owed any more. Whether the watchdog had never fired.
@@ -112,4 +118,15 @@ impl Guard {
         let (length, _) = message::receive(self.socket.as_fd(), &mut answer).map_err(silent)?;
         Ok(answer.get(..length).unwrap_or_default().to_vec())
     }
+}
+
+/// What a watchdog did while something was held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// Nothing.
+    Kept,
+    /// It let everything go, and runs the thaw hooks that are owed.
+    Fired,
+    /// It does not answer: nobody else runs what is owed.
+    Silent,
 }

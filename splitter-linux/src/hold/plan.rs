@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use super::message::HELD_MAX;
 use super::mounts::{self, Mount, Number, numbers};
 use crate::disks::{Disk, sysfs};
+use crate::gate::MAPPING_PREFIX;
 
 /// Devices on devices on …: what lies deeper is an obstacle.
 const DEPTH_MAX: u32 = 16;
@@ -92,6 +93,11 @@ impl Walk {
             return;
         }
         self.nodes.insert(number, depth);
+        // What is mounted lies on the gate's own device, which nothing in sysfs ties to this.
+        if sysfs::attribute(folder, "dm/name").is_some_and(|name| name.trim().starts_with(MAPPING_PREFIX)) {
+            self.obstacles
+                .push(format!("{file} is under a gate: a volume in synchronous mode is not frozen"));
+        }
         let mut used = false;
         for name in sysfs::names(folder) {
             let part = folder.join(name);

@@ -11,7 +11,7 @@ use tidemark_proto::v1::Consistency;
 use tidemark_splitter_core::engine::{Achieved, Place};
 
 use super::freeze;
-use super::guard::Guard;
+use super::guard::{Guard, Watched};
 use super::hooks::{self, Hooks};
 use super::message::Kind;
 use super::plan::{FileSystem, Plan, plan};
@@ -93,9 +93,12 @@ impl Hold {
             _ => hold(&members, &guard, reserve),
         };
         // Asked before the level is told: a watchdog that fired let writers or applications go.
-        let kept = guard.thawed();
-        if !kept && held.reasons.is_empty() {
-            held.reasons.push("the watchdog let go: the hold took too long".to_owned());
+        let watched = guard.thawed();
+        if watched != Watched::Kept && held.reasons.is_empty() {
+            held.reasons.push(match watched {
+                Watched::Silent => "the watchdog did not answer: what it let go is not known".to_owned(),
+                _ => "the watchdog let go: the hold took too long".to_owned(),
+            });
         }
         let level = match (held.place.is_some() && held.reasons.is_empty(), &quiesced) {
             (false, _) => Consistency::Crash,
@@ -105,7 +108,8 @@ impl Hold {
         held.reasons.extend(quiesced.err());
         settle(taken(level, held));
         drop(members);
-        let failed = if kept { hooks::thaw(&owed) } else { Vec::new() };
+        // A hook may thaw twice, never not at all.
+        let failed = if watched == Watched::Fired { Vec::new() } else { hooks::thaw(&owed) };
         guard.disarm();
         failed
     }
