@@ -83,7 +83,7 @@ impl Drop for Hold {
 /// microseconds that all were held.
 ///
 /// # Errors
-/// As [`Hold::begin`] and [`Hold::release`]; and when there is no gate.
+/// When a gate does not begin to hold or let go before the end, and when there is no gate.
 pub fn hold_all(
     capture: &str,
     volumes: &[String],
