@@ -125,17 +125,18 @@ async fn cancel(core: &Arc<Core>, caller: &Peer, id: &str) -> Result<JobInfo, St
         return Err(Status::failed_precondition(format!("the job has ended already: it is {state}")));
     };
     core.audit(&caller.role.uri(), "cancel", &vm.name, id).await;
-    let told = vm.session().is_some_and(|session| session.commands.try_send(Command::CancelVerify).is_ok());
-    let until = Instant::now() + CANCEL_TIMEOUT;
-    while told && running(&vm) && Instant::now() < until {
-        tokio::time::sleep(CANCEL_POLL).await;
-    }
-    if told && running(&vm) {
-        return Err(Status::deadline_exceeded(format!(
-            "the splitter of '{}' has not ended the verify within {} s; `tidemark job list` shows when it does",
-            vm.name,
-            CANCEL_TIMEOUT.as_secs()
-        )));
+    if vm.session().is_some_and(|session| session.commands.try_send(Command::CancelVerify).is_ok()) {
+        let until = Instant::now() + CANCEL_TIMEOUT;
+        while running(&vm) {
+            if Instant::now() >= until {
+                return Err(Status::deadline_exceeded(format!(
+                    "the splitter of '{}' has not ended the verify within {} s; `tidemark job list` shows when it does",
+                    vm.name,
+                    CANCEL_TIMEOUT.as_secs()
+                )));
+            }
+            tokio::time::sleep(CANCEL_POLL).await;
+        }
     }
     if let Some(job) = vm.fail_verify(id, "cancelled".into(), now_us()) {
         let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;

@@ -186,7 +186,10 @@ impl Session<'_> {
         let from = self.verifying.journal.appended().lsn;
         self.verifying.asked =
             Some(Asked { job_id: job.id.clone(), disks: job.disks.clone(), from, ended: false });
-        let request = VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: false };
+        self.request_verify(VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: false }).await
+    }
+
+    async fn request_verify(&self, request: VerifyRequest) -> Result<(), End> {
         if send(self.outbound, appliance_message::Body::VerifyRequest(request)).await {
             Ok(())
         } else {
@@ -274,11 +277,6 @@ impl Session<'_> {
         let Some(job) = running.filter(|job| asked.is_some_and(|asked| asked.job_id == job.id)) else {
             return Ok(());
         };
-        let request = VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: true };
-        if send(self.outbound, appliance_message::Body::VerifyRequest(request)).await {
-            Ok(())
-        } else {
-            Err(End::Left("the splitter takes no more messages".into()))
-        }
+        self.request_verify(VerifyRequest { job_id: job.id, disk_ids: job.disks, cancel: true }).await
     }
 }

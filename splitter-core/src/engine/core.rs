@@ -14,7 +14,7 @@ use super::copy::{Copy, PieceBytes};
 use super::disk::{Disk, DiskReport};
 use super::inflight::InFlight;
 use super::limits::{STEP_UNITS_MAX, STUCK_RING_PART};
-use super::offered::Offered;
+use super::offered::{Beat, Offered, Synced};
 use super::verify::Verify;
 use super::window::{End, Window};
 use crate::capture::{
@@ -126,17 +126,6 @@ pub struct StatusReport {
     pub disks: Vec<DiskReport>,
 }
 
-/// Up to where everything is at the appliance; see [`Engine::synced`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Synced {
-    /// The kernel's generation in which this holds.
-    pub generation: u32,
-    /// Ring position.
-    pub ring_position: u64,
-    /// Number of the heartbeat's frame: another one with the same position says that it still holds.
-    pub seq: u64,
-}
-
 /// Where the ring's reader stands.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Reader {
@@ -181,11 +170,6 @@ pub struct Engine {
     pub(super) heartbeat_due_us: u64,
     /// Somebody waits for the next heartbeat.
     pub(super) heartbeat_wanted: bool,
-    /// Clean heartbeats outside gaps that are not acknowledged: up to where each speaks. They are frames of
-    /// the window, which bounds them.
-    pub(super) clean_ends: VecDeque<Synced>,
-    /// The newest of them that was.
-    pub(super) synced: Option<Synced>,
     /// A witness mismatch is accepted once the frame with this number is acknowledged.
     pub(super) witness_seq: Option<u64>,
     pub(super) clock: ClockEstimate,
@@ -228,11 +212,8 @@ impl Engine {
     /// A write is covered when, after it had completed, the kernel's generation was at most `generation` and the ring's
     /// end at most `ring_position`: a miss raises the generation before the write goes to the hardware.
     pub fn synced(&mut self) -> Option<Synced> {
-        let acked = self.window.acked().seq;
-        while let Some(synced) = self.clean_ends.pop_front_if(|end| end.seq <= acked) {
-            self.synced = Some(synced);
-        }
-        self.synced
+        self.offered.acked(self.window.acked().seq);
+        self.offered.synced()
     }
 
     /// Asks for a heartbeat at the present end of the ring, as somebody waits for what was written.
@@ -408,11 +389,9 @@ impl Engine {
             disks,
         };
         let seq = self.push_frame(Body::Heartbeat(body));
-        if let Some(generation) = generation {
-            self.clean_ends.push_back(Synced { generation, ring_position: self.at.position, seq });
-        }
         if clean {
-            self.offered.beat(seq, self.lsn);
+            let end = generation.map(|generation| (generation, self.at.position));
+            self.offered.beat(Beat { seq, lsn: self.lsn, end });
         }
         Ok(())
     }
@@ -485,8 +464,6 @@ impl Engine {
         self.copy = Copy::default();
         self.questions.clear();
         self.verify.disconnected();
-        self.clean_ends.clear();
-        self.synced = None;
         self.witness_seq = None;
     }
 }

@@ -10,7 +10,8 @@
 //! - `asking`: whether hashes go first; `compare`: questions and what becomes of their answers.
 //! - `verify`: comparison on request, while no line is open.
 //! - `disk`: per disk, its line and its gap.
-//! - `barrier`: heartbeats and markers waiting for their place in the ring; `markers`: how they are placed; `offered`: up to where points are offered.
+//! - `barrier`: heartbeats and markers waiting for their place in the ring; `markers`: how they are placed; `offered`: up to where
+//!   points are offered, and everything is at the appliance.
 //! - `apply`: units of the ring; `lines`: misses, lines and generations; `reads`: what is read next; `resume`: hello
 //!   and welcome.
 
@@ -40,7 +41,8 @@ mod simulation;
 pub use barrier::{Achieved, MarkerRequest, Place};
 pub use clock::{ClockEstimate, ClockFilter};
 pub use copy::{Hashing, ReadContent, ReadRequest};
-pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport, Synced};
+pub use core::{Engine, EngineError, Kernel, Notice, Settings, StatusReport};
 pub use disk::{DiskConfig, DiskReport};
 pub use limits::*;
+pub use offered::Synced;
 pub use resume::{Refusal, Resumed};

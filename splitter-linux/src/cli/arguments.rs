@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tidemark_proto::v1::Consistency;
 
 use crate::gate::OnLapse;
 use crate::state::DEFAULT_STATE;
@@ -240,14 +241,12 @@ pub enum Level {
     Application,
 }
 
-impl Level {
-    /// `crash`, `filesystem` or `application`.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Crash => "crash",
-            Self::Filesystem => "filesystem",
-            Self::Application => "application",
+impl From<Level> for Consistency {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Crash => Self::Crash,
+            Level::Filesystem => Self::Filesystem,
+            Level::Application => Self::Application,
         }
     }
 }

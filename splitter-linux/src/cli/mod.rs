@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::CommandFactory as _;
+use tidemark_proto::v1::Consistency;
 
 use crate::control::{self, Bookmark, Reply, Request};
 use crate::daemon::Parts;
@@ -59,7 +60,8 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
 }
 
 fn bookmark(state: &StateDir, name: String, level: Level, allow_lower: bool, json: bool) -> Result<()> {
-    let consistency = if level == Level::Crash { String::new() } else { level.word().to_owned() };
+    let consistency =
+        if level == Level::Crash { String::new() } else { Consistency::from(level).word().to_owned() };
     match control::ask(state, &Request::Bookmark { name, consistency, allow_lower })? {
         Reply::Bookmark(placed) if json => status::line(&serde_json::to_string_pretty(&placed)?),
         Reply::Bookmark(placed) => {

@@ -4,6 +4,7 @@ mod disk;
 mod identity;
 mod machine;
 mod nesting;
+pub(crate) mod procfs;
 mod reader;
 mod refusal;
 pub(crate) mod sysfs;

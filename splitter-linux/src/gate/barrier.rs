@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidemark_proto::limits::HOLD_MAX_MS;
+
 use super::error::GateError;
 use super::page::Page;
 use crate::daemon::now_us;
 
-/// Longest hold that may be asked for: beyond it applications time out.
-pub const HOLD_MAX: Duration = Duration::from_secs(10);
+/// Longest hold that may be asked for.
+pub const HOLD_MAX: Duration = Duration::from_millis(HOLD_MAX_MS as u64);
 const POLL: Duration = Duration::from_micros(200);
 
 /// Volumes that are held. Dropping it releases them.

@@ -17,7 +17,7 @@ use super::error::GateError;
 use super::insertion;
 use super::mapper::Mapper;
 use super::page::{self, OnLapse, Page};
-use super::sampler::{self, Sample, Sampler};
+use super::sampler::{Sample, Sampler};
 use super::shared::{Gate, Gates};
 use super::volume::Volume;
 use crate::capture;
@@ -305,7 +305,7 @@ impl Keeper {
                 gate.stand(true, "it lapsed a moment ago");
                 return;
             }
-            match sampler::pins(&self.capture).and_then(|pins| Sampler::open(&pins)) {
+            match Sampler::of(&self.capture) {
                 // First the promise, then the sample: whatever completed without one is in the ring before it.
                 Ok(sampler) => {
                     gate.page.words().promise_us.store(now.saturating_add(SYNC_LEASE_US), Ordering::SeqCst);
@@ -324,7 +324,7 @@ impl Keeper {
             }
         } else if !progress.was_in_force {
             // A promise of the process before this one: it held, so it goes on once everything is acknowledged again.
-            if let Ok(sampler) = sampler::pins(&self.capture).and_then(|pins| Sampler::open(&pins)) {
+            if let Ok(sampler) = Sampler::of(&self.capture) {
                 progress.entering = Some(sampler.sample());
             }
         } else if let Some(cause) = obstacle {

@@ -24,6 +24,11 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
+    /// Opens what the splitter of this name pins now.
+    pub(super) fn of(capture: &str) -> Result<Self, GateError> {
+        Self::open(&pins(capture)?)
+    }
+
     /// Opens what the splitter pinned under this name.
     pub(super) fn open(folder: &std::path::Path) -> Result<Self, GateError> {
         let open = |name: &str, bytes: usize, offset: u64| -> std::io::Result<Mapping> {

@@ -20,6 +20,7 @@ use super::queue::{self, DEPTH, IO_BYTES_MAX, Parts, Queue};
 use super::sampler::{self, Sampler};
 use super::volume::{self, Volume};
 use crate::capture::sys;
+use crate::disks::procfs;
 
 /// How long a dead predecessor may take to be gone: its requests to the volume have to end. Beyond it this process
 /// gives up and the splitter starts another.
@@ -274,7 +275,7 @@ fn leave_mounts(volume: &Volume) -> Result<(), GateError> {
         if fields.nth(2) == Some(&number)
             && let Some(point) = fields.nth(1)
         {
-            let _ = umount2(point.replace("\\040", " ").as_str(), MntFlags::MNT_DETACH);
+            let _ = umount2(procfs::unescape(point).as_str(), MntFlags::MNT_DETACH);
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::abi::Limits;
 use super::error::GateError;
 use super::mapper::{Mapped, Mapper, Target};
-use crate::disks::Disk;
 use crate::disks::sysfs::{self, attribute, number};
+use crate::disks::{Disk, procfs};
 
 /// Segments of a volume at most: beyond it the table does not fit into one reply.
 const SEGMENTS_MAX: usize = 256;
@@ -118,11 +118,8 @@ impl Volume {
                 ));
             }
         }
-        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-        for swap in swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()) {
-            let device = std::fs::metadata(swap)
-                .map(|file| if file.rdev() == 0 { file.dev() } else { file.rdev() })
-                .ok();
+        for (swap, found) in procfs::swaps() {
+            let device = if found.rdev() == 0 { device_below(&swap) } else { Some(found.rdev()) };
             if self.carries(device) {
                 return Err("it is used as swap, or has a swap file: memory could not be freed while a write waits; stay with mode async".into());
             }
@@ -164,7 +161,7 @@ fn folder_of(major: u64, minor: u64) -> PathBuf {
 /// The number of the ublk device that a linear target lies on.
 fn ublk_number(parameters: &str) -> Option<u32> {
     let (major, minor) = parameters.split_whitespace().next()?.split_once(':')?;
-    let folder = std::fs::canonicalize(folder_of(major.parse().ok()?, minor.parse().ok()?)).ok()?;
+    let folder = sysfs::by_number(major.parse().ok()?, minor.parse().ok()?)?;
     folder.file_name()?.to_str()?.strip_prefix("ublkb")?.parse().ok()
 }
 
@@ -177,9 +174,9 @@ fn device_below(path: &Path) -> Option<u64> {
         .lines()
         .filter_map(|line| {
             let (left, right) = line.split_once(" - ")?;
-            let point = PathBuf::from(left.split(' ').nth(4)?.replace("\\040", " "));
-            path.starts_with(&point)
-                .then(|| (point.as_os_str().len(), right.split(' ').nth(1).unwrap_or("").to_owned()))
+            let point = PathBuf::from(procfs::unescape(left.split(' ').nth(4)?));
+            let source = procfs::unescape(right.split(' ').nth(1).unwrap_or_default());
+            path.starts_with(&point).then(|| (point.as_os_str().len(), source))
         })
         // The last of several on one place is the one that is seen.
         .max_by_key(|(length, _)| *length)?

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::disks::sysfs;
+use crate::disks::{procfs, sysfs};
 
 /// A device by its numbers.
 pub(super) type Number = (u64, u64);
@@ -55,9 +55,9 @@ fn parse(line: &str, root: &Path) -> Option<Mount> {
     let mut back = back.split(' ');
     let (kind, source, options) = (back.next()?, back.next()?, back.next().unwrap_or_default());
     let number = numbers(front.get(2)?)?;
-    let path = PathBuf::from(unescape(front.get(4)?));
+    let path = PathBuf::from(procfs::unescape(front.get(4)?));
     let devices = match number.0 {
-        0 => source_devices(kind, &unescape(source)),
+        0 => source_devices(kind, &procfs::unescape(source)),
         _ => vec![number],
     };
     (!devices.is_empty()).then(|| Mount {
@@ -94,19 +94,6 @@ fn source_devices(kind: &str, source: &str) -> Vec<Number> {
     all.unwrap_or_else(|| vec![number])
 }
 
-/// Spaces and the like are octal: `\040`.
-fn unescape(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
-    while let Some(&byte) = bytes.get(at) {
-        let octal = bytes.get(at + 1..at + 4).filter(|_| byte == b'\\');
-        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        out.push(value.unwrap_or(byte));
-        at += if value.is_some() { 4 } else { 1 };
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,15 +112,6 @@ mod tests {
             ["1 2 0:5 / /proc rw - proc proc rw", "", "1 2 8:1 / /x", "1 2 8x1 / /x rw - ext4 a rw"]
         {
             assert_eq!(parse(nothing, Path::new("/")), None, "{nothing}");
-        }
-    }
-
-    #[test]
-    fn escapes_that_are_none_stay() {
-        for (text, meant) in
-            [("a\\040b", "a b"), ("\\134", "\\"), ("\\9", "\\9"), ("\\", "\\"), ("\\04", "\\04")]
-        {
-            assert_eq!(unescape(text), meant);
         }
     }
 }

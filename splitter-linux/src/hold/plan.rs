@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::message::HELD_MAX;
 use super::mounts::{self, Mount, Number, numbers};
-use crate::disks::{Disk, sysfs};
+use crate::disks::{Disk, procfs, sysfs};
 use crate::gate::MAPPING_PREFIX;
 
 /// Devices on devices on …: what lies deeper is an obstacle.
@@ -274,14 +274,13 @@ fn swaps() -> Vec<Number> {
 
 /// What is used as swap and of that kind, with one of its numbers.
 fn swapped(of_kind: impl Fn(FileType) -> bool, number: impl Fn(&Metadata) -> u64) -> Vec<(String, Number)> {
-    let text = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let look = |line: &str| {
-        let path = line.split_whitespace().next()?;
-        let found = std::fs::metadata(path).ok().filter(|found| of_kind(found.file_type()))?;
+    let swaps = procfs::swaps().into_iter().filter(|(_, found)| of_kind(found.file_type()));
+    let numbered = |(path, found): (PathBuf, Metadata)| {
         let number = number(&found);
-        Some((path.to_owned(), (nix::sys::stat::major(number), nix::sys::stat::minor(number))))
+        let number = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+        (path.display().to_string(), number)
     };
-    text.lines().skip(1).filter_map(look).collect()
+    swaps.map(numbered).collect()
 }
 
 #[cfg(test)]

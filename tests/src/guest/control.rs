@@ -5,12 +5,14 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as BASE64;
 
 use crate::process::{Daemon, tail};
 
+/// For commands without a timeout of their own.
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// Lines of the console shown with a failure.
 const SHOWN_LINES: usize = 25;
 
@@ -75,6 +77,13 @@ impl Control {
                 body.push_str(&line);
             }
         }
+    }
+
+    /// Runs a script that must succeed and returns what it said.
+    pub(super) fn sh(&mut self, script: &str) -> Result<String> {
+        let outcome = self.run(script, COMMAND_TIMEOUT)?;
+        ensure!(outcome.status == 0, "in the guest: {script}: status {}: {}", outcome.status, outcome.output);
+        Ok(outcome.output)
     }
 
     /// Sends a script whose end nobody waits for.

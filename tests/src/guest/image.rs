@@ -28,8 +28,6 @@ const PACKAGES: &str =
 const ROOT_BYTES: u64 = 640 << 20;
 /// A boot takes 10 s on an idle machine, and minutes where a dozen compilers run beside it.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
-/// For commands without a timeout of their own.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// What the recipe below makes; another number makes everybody build anew.
 const RECIPE: u32 = 1;
 
@@ -242,12 +240,6 @@ struct Running {
 }
 
 impl Running {
-    fn sh(&mut self, script: &str) -> Result<String> {
-        let outcome = self.control.run(script, COMMAND_TIMEOUT)?;
-        ensure!(outcome.status == 0, "in the guest: {script}: status {}: {}", outcome.status, outcome.output);
-        Ok(outcome.output)
-    }
-
     fn console(&self) -> String {
         fs::read_to_string(&self.console).unwrap_or_default()
     }
@@ -288,7 +280,7 @@ impl System {
     /// # Errors
     /// As [`Guest::sh`](super::Guest::sh).
     pub fn sh(&mut self, script: &str) -> Result<String> {
-        self.running()?.sh(script)
+        self.running()?.control.sh(script)
     }
 
     /// The host's file behind a disk.
@@ -325,7 +317,7 @@ impl System {
 
     fn shut_down(&mut self, script: &str) -> Result<tempfile::TempDir> {
         let mut running = self.running.take().context("the system is down")?;
-        running.sh(script)?;
+        running.control.sh(script)?;
         running.daemon.wait(Duration::from_secs(120)).with_context(|| running.console())?;
         Ok(running.folder)
     }
@@ -386,7 +378,9 @@ impl System {
         let mut running = Running { daemon, control, console, folder };
         if self.parcel {
             let last = char::from(b'a' + u8::try_from(self.disks.len().saturating_sub(1)).unwrap_or(0));
-            running.sh(&format!("mkdir -p /run/parcel && mount -o ro,noload /dev/vd{last} /run/parcel"))?;
+            running
+                .control
+                .sh(&format!("mkdir -p /run/parcel && mount -o ro,noload /dev/vd{last} /run/parcel"))?;
         }
         self.running = Some(running);
         Ok(())

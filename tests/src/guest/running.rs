@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use super::builder::Builder;
-use super::control::{Control, Outcome, wait_socket};
+use super::control::{COMMAND_TIMEOUT, Control, Outcome, wait_socket};
 use super::disk::Disk;
 use super::kernel::Kernel;
 use super::machine::Machine;
@@ -17,8 +17,6 @@ use crate::process::Daemon;
 
 /// A boot takes 3 to 15 s in software emulation on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
-/// For commands without a timeout of their own.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
 /// From the command to switch off to the end of qemu.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(90);
 /// From a change of the hardware until the guest's kernel has seen it.
@@ -73,9 +71,7 @@ impl Guest {
     /// # Errors
     /// As [`Guest::run`], and when it fails.
     pub fn sh(&mut self, script: &str) -> Result<String> {
-        let outcome = self.run(script, COMMAND_TIMEOUT)?;
-        ensure!(outcome.status == 0, "in the guest: {script}: status {}: {}", outcome.status, outcome.output);
-        Ok(outcome.output)
+        self.control.sh(script)
     }
 
     /// The host's file behind a disk. Of a disk with a volatile cache it holds what was there at the boot.
