@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/search.proto",
         "schema/objects.proto",
         "schema/attest.proto",
+        "schema/restore.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.

@@ -19,6 +19,7 @@ use crate::objects::Objects;
 use crate::packs::ObjectFolder;
 use crate::pki::Authority;
 use crate::recovery::Leases;
+use crate::restoring::Restores;
 use crate::retention::Retention;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -62,6 +63,8 @@ pub struct Core {
     pub leases: Arc<Leases>,
     /// Clones that are written.
     pub clones: Arc<Clones>,
+    /// Disks that are being restored by grants.
+    pub restores: Restores,
     /// NBD exports.
     pub exports: Exports,
     /// Free space, measured regularly.

@@ -20,6 +20,7 @@ pub mod one_line;
 pub mod packs;
 pub mod pki;
 pub mod recovery;
+pub mod restoring;
 pub mod retention;
 pub mod server;
 pub mod settings;

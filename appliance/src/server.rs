@@ -15,9 +15,11 @@ use tidemark_proto::v1::attest_server::AttestServer;
 use tidemark_proto::v1::clones_server::ClonesServer;
 use tidemark_proto::v1::console_server::ConsoleServer;
 use tidemark_proto::v1::enrolment_server::EnrolmentServer;
+use tidemark_proto::v1::grants_server::GrantsServer;
 use tidemark_proto::v1::history_server::HistoryServer;
 use tidemark_proto::v1::jobs_server::JobsServer;
 use tidemark_proto::v1::objects_server::ObjectsServer;
+use tidemark_proto::v1::restore_server::RestoreServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::search_server::SearchServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
@@ -28,8 +30,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use crate::api::{
-    self, AttestService, ClonesService, ConsoleService, HistoryService, JobsService, ObjectsService,
-    RetentionService, SearchService,
+    self, AttestService, ClonesService, ConsoleService, GrantsService, HistoryService, JobsService,
+    ObjectsService, RetentionService, SearchService,
 };
 use crate::catalog::Catalog;
 use crate::clock::now_us;
@@ -45,6 +47,7 @@ use crate::objects::{ObjectRoots, Objects};
 use crate::packs::{self, ObjectFolder};
 use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
+use crate::restoring::{self, RestoreService, Restores};
 use crate::retention::{Retention, RetentionClock, Tick, rebuild_held};
 use crate::settings::Settings;
 use crate::space::Space;
@@ -134,6 +137,7 @@ impl Appliance {
         let (space_sender, space) = watch::channel(space);
         let core = Arc::new(Core {
             exports: Exports::new(data.exports()),
+            restores: Restores::default(),
             clones: Arc::default(),
             data,
             authority,
@@ -414,6 +418,12 @@ async fn serve(
     let jobs = JobsServer::new(JobsService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let jobs = InterceptedService::new(jobs, move |request| jobs_gate.admit_admin(request));
+    let grants_gate = Arc::clone(&core.gate);
+    let grants = GrantsServer::new(GrantsService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let grants = InterceptedService::new(grants, move |request| grants_gate.admit_admin(request));
+    let restore = RestoreServer::new(RestoreService::new(Arc::clone(&core)))
+        .max_decoding_message_size(restoring::REQUEST_MAX_BYTES);
     let enrolment = EnrolmentServer::new(EnrolmentService::new(core))
         .max_decoding_message_size(enrolment::REQUEST_MAX_BYTES);
     Server::builder()
@@ -432,6 +442,8 @@ async fn serve(
         .add_service(objects)
         .add_service(attest)
         .add_service(jobs)
+        .add_service(grants)
+        .add_service(restore)
         .add_service(enrolment)
         .serve_with_incoming_shutdown(incoming, ending.cancelled_owned())
         .await

@@ -9,6 +9,7 @@ use tidemark_proto::tls::SERVER_NAME;
 use tidemark_proto::v1::attest_client::AttestClient as GeneratedAttestClient;
 use tidemark_proto::v1::clones_client::ClonesClient as GeneratedClonesClient;
 use tidemark_proto::v1::console_client::ConsoleClient;
+use tidemark_proto::v1::grants_client::GrantsClient as GeneratedGrantsClient;
 use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
 use tidemark_proto::v1::jobs_client::JobsClient as GeneratedJobsClient;
 use tidemark_proto::v1::objects_client::ObjectsClient as GeneratedObjectsClient;
@@ -64,6 +65,14 @@ pub(crate) fn search(channel: Channel) -> SearchClient {
 
 /// Calls the appliance's objects service.
 pub(crate) type ObjectsClient = GeneratedObjectsClient<Channel>;
+
+/// Calls the grants service.
+pub(crate) type GrantsClient = GeneratedGrantsClient<Channel>;
+
+/// Calls the grants service over a channel.
+pub(crate) fn grants(channel: Channel) -> GrantsClient {
+    GeneratedGrantsClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
 
 /// Calls the jobs service.
 pub(crate) type JobsClient = GeneratedJobsClient<Channel>;

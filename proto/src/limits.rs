@@ -83,6 +83,13 @@ pub const TEXT_MAX_BYTES: usize = 1024;
 /// Bytes of one `ReadView` call at most. Clients split longer reads.
 pub const READ_MAX_BYTES: u64 = 64 << 20;
 
+/// Questions of a restore without an answer at most: 16 MiB of a disk, more than 100 MB/s at a round trip of 100 ms. The restoring
+/// side waits with the next.
+pub const RESTORE_QUESTIONS_MAX: usize = 16;
+
+/// Pieces in one question of a restore at most: [`QUESTION_MAX_BYTES`] of a disk. More are refused.
+pub const RESTORE_PIECES_MAX: usize = 16;
+
 /// Bytes of one message of an object's content at most: large enough that its cost vanishes. Larger ones are refused.
 pub const OBJECT_PIECE_BYTES: usize = 1 << 20;
 

@@ -32,6 +32,12 @@ impl HashKey {
         bytes.try_into().ok().map(Self)
     }
 
+    /// What stands for a piece in a question: its hash, or [`ZEROES`].
+    #[must_use]
+    pub fn stand_in(&self, content: &[u8]) -> [u8; HASH_BYTES] {
+        if is_zero(content) { ZEROES } else { self.hash(content) }
+    }
+
     /// The hash of a piece's content, whatever it is.
     #[must_use]
     pub fn hash(&self, content: &[u8]) -> [u8; HASH_BYTES] {
@@ -89,7 +95,7 @@ pub fn cut(key: &HashKey, start_sector: u64, content: &[u8], piece_bytes: u64) -
         let length = usize::try_from(until.saturating_sub(at)).unwrap_or(usize::MAX).min(rest.len());
         let (head, tail) = rest.split_at(length);
         let sectors = u32::try_from(length as u64 / SECTOR_BYTES).unwrap_or(u32::MAX);
-        let hash = if is_zero(head) { ZEROES } else { key.hash(head) };
+        let hash = key.stand_in(head);
         match pieces.last_mut() {
             Some(last) if hash == ZEROES && last.hash == ZEROES => last.sectors += sectors,
             _ => pieces.push(Piece { start_sector: at / SECTOR_BYTES, sectors, hash }),
@@ -164,12 +170,15 @@ pub fn offer(answer: HashAnswer, offered: &[bool]) -> HashAnswer {
 }
 
 /// Bit `i % 8` of byte `i / 8` is bit i.
-fn pack(bits: &[bool]) -> Vec<u8> {
+#[must_use]
+pub fn pack(bits: &[bool]) -> Vec<u8> {
     let byte = |bits: &[bool]| bits.iter().rev().fold(0_u8, |byte, bit| byte << 1 | u8::from(*bit));
     bits.chunks(8).map(byte).collect()
 }
 
-fn is_set(packed: &[u8], index: usize) -> bool {
+/// Bit `index` of what [`pack`] packed; what it does not name is not set.
+#[must_use]
+pub fn is_set(packed: &[u8], index: usize) -> bool {
     packed.get(index / 8).is_some_and(|byte| byte >> (index % 8) & 1 == 1)
 }
 

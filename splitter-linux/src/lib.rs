@@ -10,6 +10,7 @@ pub mod disks;
 pub mod enrol;
 pub mod gate;
 pub mod hold;
+pub mod restore;
 pub mod service;
 pub mod state;
 pub mod transport;

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::views::optional_disk;
-use super::{caller, catalog, vm_named};
+use super::{caller, catalog, has_disk, vm_named};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Command, VerifyJob, Vm};
@@ -61,11 +61,7 @@ impl Jobs for JobsService {
 /// The disks to verify; empty for all.
 fn disks_of(vm: &Vm, disk: &str) -> Result<Vec<u32>, Status> {
     let Some(disk) = optional_disk(disk)? else { return Ok(Vec::new()) };
-    let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
-    if !journal.disks().iter().any(|known| known.id == disk) {
-        let text = format!("'{}' has no {disk}; `tidemark vm show {}` lists its disks", vm.name, vm.name);
-        return Err(Status::not_found(text));
-    }
+    has_disk(vm, disk)?;
     Ok(vec![disk.0])
 }
 

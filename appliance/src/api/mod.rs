@@ -7,6 +7,7 @@ mod clones;
 mod diff;
 mod doubtful;
 mod exports;
+mod grants;
 mod history;
 mod jobs;
 mod objects;
@@ -18,6 +19,7 @@ mod vms;
 
 use std::sync::Arc;
 
+use tidemark_proto::ids::DiskId;
 use tidemark_proto::limits::OBJECT_PIECE_BYTES;
 use tidemark_proto::v1::console_server::Console;
 use tidemark_proto::v1::{
@@ -32,11 +34,13 @@ use tonic::{Request, Response, Status};
 pub use attest::AttestService;
 pub(crate) use clones::CLONE_REQUEST_MAX_BYTES;
 pub use clones::ClonesService;
+pub use grants::GrantsService;
 pub use history::HistoryService;
 pub use jobs::JobsService;
 pub use objects::ObjectsService;
 pub use retention::RetentionService;
 pub use search::SearchService;
+pub(crate) use views::open_view;
 pub(crate) use vms::describe as describe_vms;
 
 use crate::catalog::CatalogError;
@@ -81,6 +85,16 @@ fn vm_named(core: &Core, name: &str) -> Result<Arc<Vm>, Status> {
     core.fleet.by_name(name).ok_or_else(|| {
         Status::not_found(format!("there is no VM named '{name}'; `tidemark vm list` shows those there are"))
     })
+}
+
+/// That a VM has, or had, a disk.
+fn has_disk(vm: &Vm, disk: DiskId) -> Result<(), Status> {
+    let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+    if journal.disks().iter().any(|known| known.id == disk) {
+        return Ok(());
+    }
+    let text = format!("'{0}' has no {disk}; `tidemark vm show {0}` lists its disks", vm.name);
+    Err(Status::not_found(text))
 }
 
 /// Work that was to go to its end and did not.

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::doubtful::History;
-use super::{blocking, catalog, vm_named};
+use super::{blocking, catalog, has_disk, vm_named};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
@@ -83,8 +83,8 @@ pub(super) async fn hold<L: Send>(
     drop(lease);
 }
 
-/// Opens the view of a VM at a point; shared by `OpenView` and `StartExport`.
-pub(super) async fn open_view(
+/// Opens the view of a VM at a point, of one disk or of all.
+pub(crate) async fn open_view(
     core: &Arc<Core>,
     vm: &str,
     at: Option<When>,
@@ -95,6 +95,7 @@ pub(super) async fn open_view(
     let history = History::of(core, &vm).await?;
     blocking(move || {
         let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
+        disk.map_or(Ok(()), |disk| has_disk(&vm, disk))?;
         let wanted: Vec<DiskId> = disk.into_iter().collect();
         let timeline = journal.timeline();
         let point = resolve(&timeline, &bookmarks, at.as_ref(), &wanted, now_us()).map_err(refused)?;

@@ -5,6 +5,7 @@
 mod audit;
 mod bookmarks;
 mod certificates;
+mod grants;
 mod objects;
 mod policies;
 mod pool;
@@ -17,6 +18,7 @@ mod vms;
 pub use audit::AuditEntry;
 pub use bookmarks::BookmarkRow;
 pub use certificates::CertificateRow;
+pub use grants::{GrantRow, GrantState, GrantedPoint};
 pub use policies::{AssignmentRow, PolicyRow};
 pub use pool::{Catalog, CatalogError, CatalogUrl, InvalidCatalogUrl};
 pub use search::{FoundPoint, PointSearch};

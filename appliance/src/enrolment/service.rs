@@ -9,12 +9,12 @@ use tidemark_proto::v1::enrolment_server::Enrolment;
 use tidemark_proto::v1::{EnrolRequest, EnrolResponse};
 use tonic::{Request, Response, Status};
 
-use super::rate::Rate;
 use crate::catalog::{CatalogError, NewCertificate, TokenRow, TokenState, VmRow, hashes_equal, secret_hash};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Vm, VmLog};
 use crate::pki::{Authority, AuthorityError, Issued, Role, VM_VALIDITY};
+use crate::transport::Rate;
 
 /// Bytes of an enrolment request at most.
 pub(crate) const REQUEST_MAX_BYTES: usize = 64 << 10;

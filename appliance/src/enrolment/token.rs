@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use tidemark_proto::limits::NAME_MAX_CHARS;
-use tidemark_proto::token::{TOKEN_ID_DIGITS, Token};
+use tidemark_proto::token::{TOKEN_ID_DIGITS, Token, TokenKind};
 
 use crate::catalog::{Catalog, CatalogError, TokenRow, secret_hash};
 use crate::pki::Authority;
@@ -68,13 +68,25 @@ pub async fn create_token(
         }
         _ => {}
     }
-    let id: [u8; TOKEN_ID_DIGITS / 2] = rand::random();
-    let id = id.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let token = Token { id: id.clone(), secret: rand::random(), ca_sha256: authority.sha256() };
+    let token = fresh(TokenKind::Enrolment, authority);
     let expires_us = now_us.saturating_add(us(ttl));
-    let row = TokenRow::new(id, secret_hash(&token.secret), vm_name.to_owned(), replace, now_us, expires_us);
+    let row = TokenRow::new(
+        token.id.clone(),
+        secret_hash(&token.secret),
+        vm_name.to_owned(),
+        replace,
+        now_us,
+        expires_us,
+    );
     catalog.add_token(&row, us(KEEP_ENDED)).await?;
     Ok(NewToken { token, expires_us })
+}
+
+/// A secret word that did not exist before.
+pub(crate) fn fresh(kind: TokenKind, authority: &Authority) -> Token {
+    let id: [u8; TOKEN_ID_DIGITS / 2] = rand::random();
+    let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    Token { kind, id, secret: rand::random(), ca_sha256: authority.sha256() }
 }
 
 fn us(duration: Duration) -> u64 {

@@ -2,6 +2,8 @@
 
 mod gate;
 mod listener;
+mod rate;
 
 pub use gate::{Gate, Peer};
 pub use listener::{Incoming, bind};
+pub(crate) use rate::Rate;

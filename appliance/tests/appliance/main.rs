@@ -17,6 +17,7 @@ mod compare;
 mod diff;
 mod enrolment;
 mod full_disk;
+mod grants;
 mod master_key;
 mod nbd_clients;
 mod objects;

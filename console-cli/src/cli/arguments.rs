@@ -8,6 +8,7 @@ use tidemark_proto::ids::DiskId;
 
 use super::clone::CloneCommand;
 use super::files::FilesCommand;
+use super::grant::GrantCommand;
 use super::history::DiffArguments;
 use super::job::{JobCommand, VerifyArguments};
 use super::object::ObjectCommand;
@@ -77,6 +78,14 @@ pub(crate) enum Command {
         tidemark recover web-1 --at latest --disk disk-1 --to /dev/vdc    # one disk, onto an unused device\n  \
         tidemark recover web-1 --at latest --to /restore --certificate /restore/web-1.json")]
     Recover(RecoverArguments),
+    /// Grants to restore a disk onto the machine it is for, from a rescue system
+    #[command(
+        subcommand,
+        after_help = "Example: tidemark grant create web-1 --at bookmark:before-upgrade --disk disk-1\n\n\
+        The last word printed is the grant. On the machine that gets the disk, booted from something else:\n  \
+        tidemark-splitter restore --appliance appliance.example.net:7440 --grant GRANT /dev/vda"
+    )]
+    Grant(GrantCommand),
     /// Show disks as of a point as files in a folder
     #[command(after_help = "Example: tidemark mount web-1 --at -15m /mnt/then --writable\n         \
         mount -o loop /mnt/then/disk-1.raw /mnt/files\n\n\

@@ -3,6 +3,7 @@
 mod arguments;
 mod clone;
 mod files;
+mod grant;
 mod history;
 mod job;
 mod object;
@@ -19,6 +20,7 @@ pub(crate) use files::{
     DiffFilesArguments, FileHistoryArguments, FilesCommand, GetFileArguments, ListFilesArguments,
     VolumeArguments,
 };
+pub(crate) use grant::{GrantArguments, GrantCommand};
 pub(crate) use history::DiffArguments;
 pub(crate) use job::{JobCommand, VerifyArguments};
 pub(crate) use object::{GetArguments, ListArguments, ObjectCommand, ObjectKind, PutArguments, SetArguments};

@@ -8,6 +8,7 @@ mod clone;
 mod diff;
 mod export;
 mod files;
+mod grant;
 mod job;
 mod journal;
 mod mount;
@@ -79,6 +80,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Vm(VmCommand::Verify(arguments)) => {
             job::verify(appliance::jobs(channel), arguments, json).await
         }
+        Command::Grant(command) => grant::run(appliance::grants(channel), command, json).await,
         Command::Job(command) => job::run(appliance::jobs(channel), command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,
         Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,

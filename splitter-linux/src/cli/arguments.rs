@@ -113,6 +113,27 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Restore a disk of this machine that is not in use, from a rescue system, by a grant.
+    ///
+    /// The appliance is told by hashes what the disk has, and sends what differs. Then all of the disk is read again and
+    /// compared. Interrupted, it is run again and goes on. Needs no enrolment and no state.
+    #[command(
+        after_help = "Example:\n  tidemark-splitter restore --appliance appliance:7440 --grant \"$GRANT\" /dev/vda"
+    )]
+    Restore {
+        /// The appliance.
+        #[arg(long, value_name = "HOST:PORT")]
+        appliance: String,
+        /// The last word that `tidemark grant create` printed.
+        #[arg(long)]
+        grant: String,
+        /// The disk to write to: all that it has is replaced.
+        #[arg(value_name = "DISK")]
+        disk: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Show what is protected and how far the appliance is behind.
     #[command(after_help = "Example:\n  tidemark-splitter status --json")]
     Status {

@@ -4,6 +4,7 @@ mod arguments;
 mod enroll;
 mod mode;
 mod protect;
+mod restore;
 mod status;
 
 pub use arguments::{Arguments, Command, Level, LogFormat, RunOptions};
@@ -43,6 +44,9 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
         Command::Gate { capture, volume } => Ok(crate::gate::run(&capture, &volume)?),
         Command::Bookmark { name, state, consistency, allow_lower, json } => {
             bookmark(&StateDir::new(&state), name, consistency, allow_lower, json)
+        }
+        Command::Restore { appliance, grant, disk, json } => {
+            restore::restore(&appliance, &grant, &disk, json)
         }
         Command::Status { state, json } => status::status(&StateDir::new(&state), json),
         Command::HoldWatchdog { quiesce_ms, deadline_ms } => {

@@ -84,7 +84,7 @@ fn at_rest_volume(config: SyncVolumeConfig) -> VolumeStatus {
 }
 
 /// A moment for people, RFC 3339 in UTC, to the second.
-fn utc(us: u64) -> String {
+pub(super) fn utc(us: u64) -> String {
     let time = i64::try_from(us).ok().and_then(|us| jiff::Timestamp::from_microsecond(us).ok());
     time.map_or_else(|| "an unknown time".to_owned(), |time| time.strftime("%FT%TZ").to_string())
 }

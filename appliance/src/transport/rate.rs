@@ -1,4 +1,4 @@
-//! How often enrolment may be tried.
+//! How often a secret may be tried by callers without a certificate.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// Counts attempts.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     state: Mutex<State>,
 }
 
@@ -29,12 +29,12 @@ struct State {
 }
 
 impl Rate {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { state: Mutex::new(State { since: now, total: 0, by_address: HashMap::new() }) }
     }
 
     /// Whether one more attempt is allowed. The table is bounded by `TOTAL` and emptied with each window.
-    pub(super) fn allow(&self, address: Option<IpAddr>, now: Instant) -> bool {
+    pub(crate) fn allow(&self, address: Option<IpAddr>, now: Instant) -> bool {
         let Ok(mut state) = self.state.lock() else { return false };
         if now.duration_since(state.since) >= WINDOW {
             *state = State { since: now, total: 0, by_address: HashMap::new() };
