@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/objects.proto",
         "schema/attest.proto",
         "schema/restore.proto",
+        "schema/sets.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
     // Payloads stay reference-counted slices of the received buffer.

@@ -21,6 +21,7 @@ use crate::pki::Authority;
 use crate::recovery::Leases;
 use crate::restoring::Restores;
 use crate::retention::Retention;
+use crate::sets::Reconciling;
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::templates::Templates;
@@ -63,6 +64,8 @@ pub struct Core {
     pub leases: Arc<Leases>,
     /// Clones that are written.
     pub clones: Arc<Clones>,
+    /// Who looks for changes in sets.
+    pub reconciling: Reconciling,
     /// Disks that are being restored by grants.
     pub restores: Restores,
     /// NBD exports.

@@ -23,6 +23,7 @@ pub mod recovery;
 pub mod restoring;
 pub mod retention;
 pub mod server;
+pub mod sets;
 pub mod settings;
 pub mod signing;
 pub mod space;

@@ -22,6 +22,7 @@ use tidemark_proto::v1::objects_server::ObjectsServer;
 use tidemark_proto::v1::restore_server::RestoreServer;
 use tidemark_proto::v1::retention_server::RetentionServer;
 use tidemark_proto::v1::search_server::SearchServer;
+use tidemark_proto::v1::sets_server::SetsServer;
 use tidemark_proto::v1::splitter_server::SplitterServer;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
@@ -31,7 +32,7 @@ use tonic::transport::Server;
 
 use crate::api::{
     self, AttestService, ClonesService, ConsoleService, GrantsService, HistoryService, JobsService,
-    ObjectsService, RetentionService, SearchService,
+    ObjectsService, RetentionService, SearchService, SetsService,
 };
 use crate::catalog::Catalog;
 use crate::clock::now_us;
@@ -49,6 +50,7 @@ use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
 use crate::restoring::{self, RestoreService, Restores};
 use crate::retention::{Retention, RetentionClock, Tick, rebuild_held};
+use crate::sets::{Reconciling, reconcile};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -138,6 +140,7 @@ impl Appliance {
         let core = Arc::new(Core {
             exports: Exports::new(data.exports()),
             restores: Restores::default(),
+            reconciling: Reconciling::default(),
             clones: Arc::default(),
             data,
             authority,
@@ -170,6 +173,7 @@ impl Appliance {
         tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
         tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
         tokio::spawn(Arc::clone(&core.clones).run(ending.clone()));
+        reconcile(&core, "the appliance started").await;
         core.templates_changed();
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));
         Ok(Self { address, http, core, ending, server, committer })
@@ -418,6 +422,10 @@ async fn serve(
     let jobs = JobsServer::new(JobsService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
     let jobs = InterceptedService::new(jobs, move |request| jobs_gate.admit_admin(request));
+    let sets_gate = Arc::clone(&core.gate);
+    let sets = SetsServer::new(SetsService::new(Arc::clone(&core)))
+        .max_decoding_message_size(api::REQUEST_MAX_BYTES);
+    let sets = InterceptedService::new(sets, move |request| sets_gate.admit_admin(request));
     let grants_gate = Arc::clone(&core.gate);
     let grants = GrantsServer::new(GrantsService::new(Arc::clone(&core)))
         .max_decoding_message_size(api::REQUEST_MAX_BYTES);
@@ -442,6 +450,7 @@ async fn serve(
         .add_service(objects)
         .add_service(attest)
         .add_service(jobs)
+        .add_service(sets)
         .add_service(grants)
         .add_service(restore)
         .add_service(enrolment)

@@ -15,6 +15,7 @@ use tidemark_proto::v1::jobs_client::JobsClient as GeneratedJobsClient;
 use tidemark_proto::v1::objects_client::ObjectsClient as GeneratedObjectsClient;
 use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
 use tidemark_proto::v1::search_client::SearchClient as GeneratedSearchClient;
+use tidemark_proto::v1::sets_client::SetsClient as GeneratedSetsClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
@@ -65,6 +66,14 @@ pub(crate) fn search(channel: Channel) -> SearchClient {
 
 /// Calls the appliance's objects service.
 pub(crate) type ObjectsClient = GeneratedObjectsClient<Channel>;
+
+/// Calls the sets service.
+pub(crate) type SetsClient = GeneratedSetsClient<Channel>;
+
+/// Calls the sets service over a channel.
+pub(crate) fn sets(channel: Channel) -> SetsClient {
+    GeneratedSetsClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
 
 /// Calls the grants service.
 pub(crate) type GrantsClient = GeneratedGrantsClient<Channel>;

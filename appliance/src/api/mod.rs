@@ -14,6 +14,7 @@ mod objects;
 mod points;
 mod retention;
 mod search;
+mod sets;
 mod views;
 mod vms;
 
@@ -40,6 +41,7 @@ pub use jobs::JobsService;
 pub use objects::ObjectsService;
 pub use retention::RetentionService;
 pub use search::SearchService;
+pub use sets::SetsService;
 pub(crate) use views::open_view;
 pub(crate) use vms::describe as describe_vms;
 

@@ -20,6 +20,7 @@ use crate::recovery::rfc3339;
 use crate::retention::{
     HOLD, LOCK, NamedPolicy, Ran, Retention, all, bookmark_of, defined, effective_of, parse,
 };
+use crate::sets;
 use crate::transport::Peer;
 
 /// Serves what concerns retention.
@@ -39,7 +40,7 @@ impl RetentionService {
         let core = Arc::clone(&self.core);
         let rows = core.catalog.policies().await.map_err(catalog)?;
         let (all, defined) = (all(&rows), defined(&rows));
-        let assignments = core.catalog.assignments().await.map_err(catalog)?;
+        let assignments = sets::assignments(&core).await.map_err(catalog)?;
         blocking(move || {
             let having: Vec<(String, String)> = core
                 .fleet

@@ -14,6 +14,7 @@ use crate::catalog::PointSearch;
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
+use crate::sets::reconcile;
 use crate::transport::Peer;
 
 /// Points in one answer unless told otherwise: what a person looks through.
@@ -80,6 +81,7 @@ async fn set_tag(core: &Core, caller: &Peer, request: SetTagRequest) -> Result<T
         core.catalog.set_tag(vm.id, &request.key, &request.value).await.map_err(catalog)?;
     }
     core.audit(&caller.role.uri(), "tag VM", &vm.name, &detail).await;
+    reconcile(core, &format!("tag {detail}")).await;
     tags(core, &vm).await
 }
 

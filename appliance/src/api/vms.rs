@@ -12,6 +12,7 @@ use crate::clones::{kept_by_pins, names as clone_names};
 use crate::core::Core;
 use crate::fleet::{Vm, alarms, vm_info};
 use crate::master_key;
+use crate::sets::reconcile;
 use crate::transport::Peer;
 
 pub(super) async fn list(core: &Arc<Core>, name: &str) -> Result<ListVmsResponse, Status> {
@@ -168,6 +169,7 @@ pub(super) async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Resul
     // Again, now that the catalog has them revoked: one may have been renewed meanwhile.
     shut_out(core, vm.id).await?;
     core.fleet.remove(vm.id);
+    reconcile(core, "the VM was removed").await;
     core.retention.forget(vm.id, name);
     core.metrics.forget(name);
     core.retention.soiled();

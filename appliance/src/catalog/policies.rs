@@ -23,6 +23,12 @@ pub struct AssignmentRow {
 }
 
 impl AssignmentRow {
+    /// What a VM is given.
+    #[must_use]
+    pub fn new(vm: VmId, policy: String) -> Self {
+        Self { vm_id: vm.to_string(), policy }
+    }
+
     /// Whether it is this VM's.
     #[must_use]
     pub fn is_of(&self, vm: VmId) -> bool {

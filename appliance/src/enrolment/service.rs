@@ -14,6 +14,7 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Vm, VmLog};
 use crate::pki::{Authority, AuthorityError, Issued, Role, VM_VALIDITY};
+use crate::sets::reconcile;
 use crate::transport::Rate;
 
 /// Bytes of an enrolment request at most.
@@ -190,6 +191,7 @@ impl EnrolmentService {
         };
         let action = if token.replaces() { "enrol again" } else { "enrol" };
         self.core.audit(&format!("token {}", token.id), action, &token.vm_name, &request.software).await;
+        reconcile(&self.core, "the VM was enrolled").await;
         Ok(response)
     }
 }

@@ -89,6 +89,16 @@ fn noted(vm: &Vm) -> Option<NamedPolicy> {
     parse(std::str::from_utf8(&note).ok()?).ok()?.into_iter().next()
 }
 
+/// Forgets what the journal says of the VM's policy: it was that of a set which the VM has left. Blocks.
+pub(crate) fn forget_note(vm: &Vm) {
+    let Ok(journal) = vm.log.writable() else { return };
+    if journal.note(POLICY_NOTE).is_some_and(|note| !note.is_empty())
+        && let Err(error) = journal.put_note(POLICY_NOTE, b"")
+    {
+        tracing::warn!(vm = vm.name, %error, "cannot forget the VM's former policy in its journal");
+    }
+}
+
 /// Keeps the policy of a VM in its journal, so that a lost catalog shortens no window. Blocks.
 pub(super) fn note(vm: &Vm, named: &NamedPolicy) {
     let body = named.to_toml();

@@ -25,6 +25,7 @@ use crate::core::Core;
 use crate::fleet::Vm;
 use crate::images::SHARED_DOMAIN;
 use crate::metrics::VmLabel;
+use crate::sets;
 
 /// Between looks at all VMs. A window is at most this and a fold longer than its policy says.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -192,8 +193,7 @@ impl Retention {
     /// Does what is due of one VM, or of all; with `force` also what is not worth it yet, and a collection.
     pub async fn run(core: &Arc<Core>, only: Option<&Arc<Vm>>, force: bool) -> Vec<Ran> {
         let _running = core.retention.running.lock().await;
-        let (policies, assignments) = match (core.catalog.policies().await, core.catalog.assignments().await)
-        {
+        let (policies, assignments) = match (core.catalog.policies().await, sets::assignments(core).await) {
             (Ok(policies), Ok(assignments)) => (defined(&policies), assignments),
             (Err(error), _) | (_, Err(error)) => {
                 tracing::warn!(%error, "retention waits for the catalog");

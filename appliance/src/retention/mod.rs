@@ -12,6 +12,7 @@ mod policies;
 
 pub use clock::{Jump, Now, RetentionClock, Tick};
 pub use collect::{CollectError, collect};
+pub(crate) use effective::forget_note;
 pub use effective::{DEFAULT_POLICY, all, defined, effective, effective_of};
 pub use engine::{Ran, Retention};
 pub(crate) use holds::{HOLD, LOCK, bookmark_of, rebuild_held};

@@ -29,6 +29,7 @@ mod process;
 mod retention;
 mod s3_server;
 mod search;
+mod sets;
 mod site;
 mod stream;
 mod templates;

@@ -14,6 +14,7 @@ use super::job::{JobCommand, VerifyArguments};
 use super::object::ObjectCommand;
 use super::retention::{HoldArguments, PolicyCommand};
 use super::search::{SearchArguments, parse_tag};
+use super::set::SetCommand;
 use crate::when::When;
 
 /// Recover any protected virtual machine to any write.
@@ -43,6 +44,12 @@ pub(crate) enum Command {
     /// Protected virtual machines
     #[command(subcommand, after_help = "Example: tidemark vm list")]
     Vm(VmCommand),
+    /// Virtual machines that belong together, by rules over names and tags
+    #[command(
+        subcommand,
+        after_help = "Example: tidemark set create shop --match 'name=web-*' --match 'tag:app=shop'"
+    )]
+    Set(SetCommand),
     /// Named recovery points
     #[command(subcommand, after_help = "Example: tidemark bookmark create before-upgrade --vm web-1")]
     Bookmark(BookmarkCommand),

@@ -18,6 +18,7 @@ mod policy;
 mod proof;
 mod recover;
 mod search;
+mod set;
 mod status;
 mod token;
 mod vm;
@@ -80,6 +81,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Vm(VmCommand::Verify(arguments)) => {
             job::verify(appliance::jobs(channel), arguments, json).await
         }
+        Command::Set(command) => set::run(appliance::sets(channel), command, json).await,
         Command::Grant(command) => grant::run(appliance::grants(channel), command, json).await,
         Command::Job(command) => job::run(appliance::jobs(channel), command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,

@@ -1,0 +1,233 @@
+//! Consistency sets: the same callers and rights as the console's.
+
+use std::sync::Arc;
+
+use tidemark_proto::limits::NAME_MAX_CHARS;
+use tidemark_proto::v1::sets_server::Sets;
+use tidemark_proto::v1::{
+    ChangeSetRequest, CreateSetRequest, Empty, ListSetsResponse, PreviewSetRequest, RemoveSetRequest,
+    SetChange, SetInfo, SetMember, ShowSetRequest, VmInfo,
+};
+use tonic::{Request, Response, Status};
+
+use super::{caller, catalog, describe_vms};
+use crate::catalog::{AssignmentRow, MemberRow, SetRow};
+use crate::clock::now_us;
+use crate::core::Core;
+use crate::retention::{self, DEFAULT_POLICY};
+use crate::sets::{self, Rule, Set, Tagged, reconcile, take_back_from};
+use crate::transport::Peer;
+
+/// Sets at most: each is looked at whenever a VM comes, goes or is tagged. More are refused.
+const SETS_MAX: usize = 1000;
+
+/// Rules of one set at most; more are refused.
+const RULES_MAX: usize = 32;
+
+/// Changes shown with a set.
+const CHANGES_SHOWN: u32 = 100;
+
+/// Serves sets.
+#[derive(Debug)]
+pub struct SetsService {
+    core: Arc<Core>,
+}
+
+impl SetsService {
+    /// Serves `core`.
+    #[must_use]
+    pub fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+}
+
+#[tonic::async_trait]
+impl Sets for SetsService {
+    async fn create_set(&self, request: Request<CreateSetRequest>) -> Result<Response<SetInfo>, Status> {
+        let caller = caller(&request)?;
+        create(&self.core, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn change_set(&self, request: Request<ChangeSetRequest>) -> Result<Response<SetInfo>, Status> {
+        let caller = caller(&request)?;
+        change(&self.core, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn preview_set(&self, request: Request<PreviewSetRequest>) -> Result<Response<SetInfo>, Status> {
+        let rules = parse(&request.into_inner().rules)?;
+        let set = Set { name: String::new(), rules, policy: None, created_us: 0 };
+        let looked = Looked::at(&self.core).await?;
+        Ok(Response::new(looked.info(&set)))
+    }
+
+    async fn list_sets(&self, _: Request<Empty>) -> Result<Response<ListSetsResponse>, Status> {
+        let looked = Looked::at(&self.core).await?;
+        let sets = looked.sets.iter().map(|set| looked.info(set)).collect();
+        Ok(Response::new(ListSetsResponse { sets }))
+    }
+
+    async fn show_set(&self, request: Request<ShowSetRequest>) -> Result<Response<SetInfo>, Status> {
+        show(&self.core, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn remove_set(&self, request: Request<RemoveSetRequest>) -> Result<Response<Empty>, Status> {
+        let caller = caller(&request)?;
+        remove(&self.core, &caller, &request.into_inner().name).await.map(Response::new)
+    }
+}
+
+fn parse(rules: &[String]) -> Result<Vec<Rule>, Status> {
+    if rules.is_empty() || rules.len() > RULES_MAX {
+        return Err(Status::invalid_argument(format!("a set has 1 to {RULES_MAX} rules")));
+    }
+    let parsed: Result<Vec<Rule>, _> = rules.iter().map(|rule| rule.parse::<Rule>()).collect();
+    parsed.map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn check_name(name: &str) -> Result<(), Status> {
+    let plain = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    let characters = name.chars().count();
+    if (1..=NAME_MAX_CHARS).contains(&characters) && name.chars().all(plain) && !name.starts_with('-') {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "a set's name has 1 to {NAME_MAX_CHARS} letters, digits and -_. and does not begin with '-'"
+    )))
+}
+
+async fn check_policy(core: &Core, policy: &str) -> Result<(), Status> {
+    let known = retention::all(&core.catalog.policies().await.map_err(catalog)?);
+    if policy.is_empty() || known.iter().any(|named| named.name == policy) {
+        return Ok(());
+    }
+    Err(Status::not_found(format!(
+        "there is no policy named '{policy}'; `tidemark policy list` shows those there are"
+    )))
+}
+
+fn no_set(name: &str) -> Status {
+    Status::not_found(format!("there is no set named '{name}'; `tidemark set list` shows those there are"))
+}
+
+async fn create(core: &Arc<Core>, caller: &Peer, request: CreateSetRequest) -> Result<SetInfo, Status> {
+    check_name(&request.name)?;
+    parse(&request.rules)?;
+    check_policy(core, &request.policy).await?;
+    let known = core.catalog.sets().await.map_err(catalog)?;
+    if known.iter().any(|set| set.name == request.name) {
+        let text =
+            format!("a set named '{0}' exists: change it with `tidemark set change {0}`", request.name);
+        return Err(Status::already_exists(text));
+    }
+    if known.len() >= SETS_MAX {
+        return Err(Status::failed_precondition(format!("there are {SETS_MAX} sets, which is the most")));
+    }
+    let row = SetRow::new(request.name, &request.rules, request.policy, now_us());
+    store(core, caller, &row, "create set").await
+}
+
+async fn change(core: &Arc<Core>, caller: &Peer, request: ChangeSetRequest) -> Result<SetInfo, Status> {
+    let known = core.catalog.sets().await.map_err(catalog)?;
+    let old = known.iter().find(|set| set.name == request.name).ok_or_else(|| no_set(&request.name))?;
+    let rules = if request.rules.is_empty() { old.rules() } else { request.rules };
+    parse(&rules)?;
+    let policy = request.policy.unwrap_or_else(|| old.policy().unwrap_or_default().to_owned());
+    check_policy(core, &policy).await?;
+    let row = SetRow::new(request.name, &rules, policy, old.created_us());
+    let changed = store(core, caller, &row, "change set").await?;
+    if row.policy().is_none() {
+        take_back_from(core, &row.name).await.map_err(catalog)?;
+        core.retention.wake();
+    }
+    Ok(changed)
+}
+
+async fn store(core: &Arc<Core>, caller: &Peer, row: &SetRow, action: &str) -> Result<SetInfo, Status> {
+    core.catalog.put_set(row).await.map_err(catalog)?;
+    let detail = format!("{}; policy {}", row.rules().join(" or "), row.policy().unwrap_or("none"));
+    core.audit(&caller.role.uri(), action, &row.name, &detail).await;
+    reconcile(core, action).await;
+    core.retention.wake();
+    show(core, &row.name).await
+}
+
+async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, Status> {
+    if !core.catalog.remove_set(name).await.map_err(catalog)? {
+        return Err(no_set(name));
+    }
+    core.audit(&caller.role.uri(), "remove set", name, "").await;
+    reconcile(core, "remove set").await;
+    Ok(Empty {})
+}
+
+async fn show(core: &Arc<Core>, name: &str) -> Result<SetInfo, Status> {
+    let looked = Looked::at(core).await?;
+    let set = looked.sets.iter().find(|set| set.name == name).ok_or_else(|| no_set(name))?;
+    let changes = core.catalog.set_changes(name, CHANGES_SHOWN).await.map_err(catalog)?;
+    let changes = changes.into_iter().map(|row| SetChange {
+        at_us: row.at_us(),
+        joined: row.joined(),
+        vm: row.vm_name,
+        cause: row.cause,
+    });
+    Ok(SetInfo { changes: changes.collect(), ..looked.info(set) })
+}
+
+/// All that is said of sets, as of one moment.
+struct Looked {
+    sets: Vec<Set>,
+    vms: Vec<Tagged>,
+    described: Vec<VmInfo>,
+    noted: Vec<MemberRow>,
+    assignments: Vec<AssignmentRow>,
+}
+
+impl Looked {
+    async fn at(core: &Arc<Core>) -> Result<Self, Status> {
+        Ok(Self {
+            sets: sets::all(&core.catalog).await.map_err(catalog)?,
+            vms: sets::candidates(&core.catalog, &core.fleet).await.map_err(catalog)?,
+            described: describe_vms(core).await?,
+            noted: core.catalog.set_members().await.map_err(catalog)?,
+            assignments: core.catalog.assignments().await.map_err(catalog)?,
+        })
+    }
+
+    fn info(&self, set: &Set) -> SetInfo {
+        let members: Vec<SetMember> =
+            self.vms.iter().filter(|vm| set.has(vm)).map(|vm| self.member(set, vm)).collect();
+        let rpo_ms = members.iter().map(|member| member.rpo_ms).collect::<Option<Vec<_>>>();
+        SetInfo {
+            name: set.name.clone(),
+            rules: set.rules.iter().map(ToString::to_string).collect(),
+            policy: set.policy.clone().unwrap_or_default(),
+            created_us: set.created_us,
+            members,
+            changes: Vec::new(),
+            rpo_ms: rpo_ms.and_then(|all| all.into_iter().max()),
+        }
+    }
+
+    fn member(&self, set: &Set, vm: &Tagged) -> SetMember {
+        let info = self.described.iter().find(|info| info.name == vm.vm.name);
+        let noted = self.noted.iter().find(|row| row.set_name == set.name && row.vm() == Some(vm.vm.id));
+        let others = self.sets.iter().filter(|other| other.name != set.name && other.has(vm));
+        let own = self.assignments.iter().find(|row| row.is_of(vm.vm.id));
+        let by_set = self.sets.iter().find(|set| set.policy.is_some() && set.has(vm));
+        let (policy, policy_by) = match (own, by_set) {
+            (Some(own), _) => (own.policy.clone(), "own".to_owned()),
+            (None, Some(set)) => (set.policy.clone().unwrap_or_default(), format!("set {}", set.name)),
+            (None, None) => (DEFAULT_POLICY.to_owned(), DEFAULT_POLICY.to_owned()),
+        };
+        SetMember {
+            vm: vm.vm.name.clone(),
+            state: info.map(|info| info.state.clone()).unwrap_or_default(),
+            rpo_ms: info.and_then(|info| info.rpo_ms),
+            since_us: noted.map_or(0, MemberRow::since_us),
+            rules: set.reasons(vm).iter().map(ToString::to_string).collect(),
+            other_sets: others.map(|other| other.name.clone()).collect(),
+            policy,
+            policy_by,
+        }
+    }
+}
