@@ -16,7 +16,6 @@ mod restore;
 mod size;
 mod view;
 mod when;
-mod zeroes;
 
 use std::process::ExitCode;
 

@@ -78,10 +78,9 @@ pub struct QuestionError(&'static str);
 /// Whether all bytes are zero.
 #[must_use]
 pub fn is_zero(bytes: &[u8]) -> bool {
-    // Words, not bytes: this runs over every block of a disk.
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.iter().fold(0, |sum, word| sum | u64::from_ne_bytes(*word)) == 0
-        && rest.iter().all(|byte| *byte == 0)
+    // Lines, not bytes: this runs over every block of a disk. Data is dismissed at its first line.
+    let (lines, rest) = bytes.as_chunks::<64>();
+    lines.iter().all(|line| *line == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Cuts what was read from `start_sector` on at multiples of `piece_bytes` of the disk and hashes each piece. Neighbours
@@ -213,6 +212,16 @@ mod tests {
         assert_eq!(pieces[0].hash, KEY.hash(&content[..4096]));
         assert_ne!(pieces[0].hash, HashKey([8; 32]).hash(&content[..4096]), "another session, another hash");
         assert!(cut(&KEY, 0, &[], PIECE_BYTES).is_empty());
+    }
+
+    #[test]
+    fn one_byte_anywhere_is_not_zero() {
+        assert!(is_zero(&[]) && is_zero(&[0; 4096]) && is_zero(&[0; 65]));
+        for at in [0, 63, 64, 4095, 4096] {
+            let mut bytes = [0; 4097];
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes), "{at}");
+        }
     }
 
     #[test]

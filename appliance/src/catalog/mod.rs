@@ -45,6 +45,13 @@ pub fn secret_hash(secret: &[u8]) -> String {
     blake3::hash(secret).to_hex().to_string()
 }
 
+/// Whether a secret is the one whose hash is stored. Where none is stored it costs the same comparison.
+#[must_use]
+pub fn secret_matches(given: &[u8], stored: Option<&str>) -> bool {
+    let none = secret_hash(b"");
+    hashes_equal(&secret_hash(given), stored.unwrap_or(&none)) && stored.is_some()
+}
+
 /// Compares two stored hashes in constant time.
 #[must_use]
 pub fn hashes_equal(a: &str, b: &str) -> bool {

@@ -9,7 +9,7 @@ use tidemark_proto::v1::enrolment_server::Enrolment;
 use tidemark_proto::v1::{EnrolRequest, EnrolResponse};
 use tonic::{Request, Response, Status};
 
-use crate::catalog::{CatalogError, NewCertificate, TokenRow, TokenState, VmRow, hashes_equal, secret_hash};
+use crate::catalog::{CatalogError, NewCertificate, TokenRow, TokenState, VmRow, secret_matches};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Vm, VmLog};
@@ -67,10 +67,7 @@ impl EnrolmentService {
             )
         };
         let stored = self.core.catalog.token(&request.token_id).await.map_err(|error| unavailable(&error))?;
-        let given = secret_hash(&request.secret);
-        // An unknown id costs the same comparison as a wrong secret.
-        let expected = stored.as_ref().map_or_else(|| secret_hash(b""), |row| row.secret_hash.clone());
-        let matches = hashes_equal(&given, &expected);
+        let matches = secret_matches(&request.secret, stored.as_ref().map(|row| row.secret_hash.as_str()));
         let token = stored.filter(|_| matches).ok_or_else(foreign)?;
         let again = "make a new one with `tidemark token create`";
         match token.state(now_us) {

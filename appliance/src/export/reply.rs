@@ -3,6 +3,8 @@
 
 use std::io;
 
+use tidemark_proto::pieces::is_zero;
+
 use super::negotiation::{Agreed, BASE_ALLOCATION_ID};
 use super::source::ExportSource;
 use super::wire::{
@@ -69,7 +71,7 @@ struct Run {
 fn runs(data: &[u8]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     for piece in data.chunks(PIECE_BYTES) {
-        let zero = all_zero(piece);
+        let zero = is_zero(piece);
         match runs.last_mut() {
             Some(last) if last.zero == zero => last.length += piece.len(),
             _ => runs.push(Run { length: piece.len(), zero }),
@@ -84,11 +86,6 @@ fn runs(data: &[u8]) -> Vec<Run> {
         }
     }
     joined
-}
-
-fn all_zero(bytes: &[u8]) -> bool {
-    let (words, tail) = bytes.as_chunks::<64>();
-    words.iter().all(|word| *word == [0; 64]) && tail.iter().all(|byte| *byte == 0)
 }
 
 /// Turns `reply`, a prefix and the data that `runs` describe, into a chunk per run, in place; returns its new length.

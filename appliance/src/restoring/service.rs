@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::answer::{Unanswered, answer};
 use super::running::Running;
 use crate::api::open_view;
-use crate::catalog::{CatalogError, GrantRow, GrantState, GrantedPoint, hashes_equal, secret_hash};
+use crate::catalog::{CatalogError, GrantRow, GrantState, GrantedPoint, secret_matches};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::recovery::{OpenedView, ViewLease};
@@ -65,10 +65,7 @@ impl RestoreService {
             )
         };
         let stored = self.core.catalog.grant(&begin.grant_id).await.map_err(|error| unavailable(&error))?;
-        let given = secret_hash(&begin.secret);
-        // An unknown id costs the same comparison as a wrong secret.
-        let expected = stored.as_ref().map_or_else(|| secret_hash(b""), |row| row.secret_hash.clone());
-        let matches = hashes_equal(&given, &expected);
+        let matches = secret_matches(&begin.secret, stored.as_ref().map(|row| row.secret_hash.as_str()));
         let grant = stored.filter(|_| matches).ok_or_else(foreign)?;
         let again = "make a new one with `tidemark grant create`";
         match grant.state(now_us()) {

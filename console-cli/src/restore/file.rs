@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail};
+use tidemark_proto::pieces::is_zero;
 
 use super::Target;
 use super::direct::DirectFile;
 use super::marker::{Identity, Marker};
 use super::writeback;
-use crate::zeroes::all_zero;
 
 /// Data is looked through for zeroes in pieces of this many bytes, the usual block of a file system: finer holes would
 /// not save anything.
@@ -116,7 +116,7 @@ impl Target for FileTarget {
 
 /// Length of the leading run of pieces that are all zero, or that are not.
 fn run_length(data: &[u8], zero: bool) -> usize {
-    data.chunks(HOLE_BYTES).take_while(|piece| all_zero(piece) == zero).map(<[u8]>::len).sum()
+    data.chunks(HOLE_BYTES).take_while(|piece| is_zero(piece) == zero).map(<[u8]>::len).sum()
 }
 
 #[cfg(test)]
@@ -166,11 +166,11 @@ mod tests {
         let target = FileTarget::open(&path, identity(7), false).unwrap();
         assert_eq!(target.done_bytes(), 4096);
         let content = std::fs::read(&path).unwrap();
-        assert!(content[..4096] == [1; 4096] && all_zero(&content[4096..]));
+        assert!(content[..4096] == [1; 4096] && is_zero(&content[4096..]));
         drop(target);
         let target = FileTarget::open(&path, identity(8), false).unwrap();
         assert_eq!(target.done_bytes(), 0, "another point starts anew");
-        assert!(all_zero(&std::fs::read(&path).unwrap()));
+        assert!(is_zero(&std::fs::read(&path).unwrap()));
     }
 
     #[test]
@@ -182,6 +182,6 @@ mod tests {
         let target = FileTarget::open(&path, identity(7), false).unwrap();
         assert_eq!(target.done_bytes(), 0);
         target.finish().unwrap();
-        assert!(all_zero(&std::fs::read(&path).unwrap()));
+        assert!(is_zero(&std::fs::read(&path).unwrap()));
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
+use tidemark_proto::pieces::is_zero;
 use tokio::runtime::Handle;
 
 use super::list::found;
@@ -20,7 +21,6 @@ use crate::appliance::Client;
 use crate::cli::{GetFileArguments, UsageError};
 use crate::ext4::{Inode, InodeTime, Kind, Replay};
 use crate::files::{Facts, path_json, shown};
-use crate::zeroes::all_zero;
 use crate::{moment, output, size};
 
 /// Content is looked through for zeroes in pieces of this many bytes, the usual block of a file system.
@@ -98,7 +98,7 @@ fn write(volume: &Volume, inode: &Inode, file: &NamedTempFile, stop: &AtomicBool
             bail!("interrupted: nothing was written");
         }
         for (at, part) in (offset..).step_by(HOLE_BYTES).zip(piece.chunks(HOLE_BYTES)) {
-            if !all_zero(part) {
+            if !is_zero(part) {
                 file.write_all_at(part, at).context("write the file")?;
             }
         }

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use tidemark_proto::limits::OBJECT_PIECE_BYTES;
+use tidemark_proto::pieces::is_zero;
 use tidemark_proto::v1::put_object_request::Body;
 use tidemark_proto::v1::{PutObjectEnd, PutObjectRequest};
 use tokio::sync::mpsc;
-
-use crate::zeroes::all_zero;
 
 /// A file to send.
 #[derive(Debug)]
@@ -80,7 +79,7 @@ impl Source {
             if !sent {
                 continue;
             }
-            if all_zero(&piece) {
+            if is_zero(&piece) {
                 zeroes += u64::try_from(bytes).unwrap_or(0);
                 if zeroes >= ZEROES_BYTES && !send(Body::ZeroBytes(std::mem::take(&mut zeroes))) {
                     return Ok(());
