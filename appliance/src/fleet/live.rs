@@ -99,6 +99,8 @@ pub struct Live {
     pub heartbeat: Option<v1::Heartbeat>,
     /// When it came in.
     pub heartbeat_at: Option<Instant>,
+    /// What waits in the guest's spool, as the newest frame says; `None` while that is not in use.
+    pub backlog: Option<v1::Backlog>,
     /// How copies advance.
     pub progress: Progress,
     /// Volumes that are to be in synchronous mode. They outlive the session: a promise holds whatever became of the guest.

@@ -31,6 +31,11 @@ pub fn vm_info(vm: &Vm, row: &VmRow, now_us: u64) -> VmInfo {
     info.durable_lsn = durable.lsn.0;
     info.captured_lsn = journal.appended().lsn.0.max(live.heartbeat.as_ref().map_or(0, |beat| beat.lsn));
     info.lag_bytes = live.heartbeat.as_ref().map_or(0, |beat| beat.ring_bytes_used);
+    if let Some(backlog) = live.backlog.filter(|_| live.connected) {
+        info.spool_bytes = backlog.spool_bytes;
+        info.spool_limit_bytes = backlog.spool_limit_bytes;
+        info.lag_bytes = backlog.ring_bytes_used.saturating_add(backlog.spool_bytes);
+    }
     info.journal_bytes = statistics.segment_bytes.saturating_add(statistics.index_bytes);
     info.payload_bytes = statistics.payload_bytes;
     if let Some(horizon) = timeline.horizon() {
@@ -184,6 +189,14 @@ pub fn alarms(vms: &[VmInfo], space: &Space) -> Vec<Alarm> {
         for volume in vm.sync.iter().filter(|volume| !volume.in_force) {
             let text =
                 format!("{} is not in synchronous mode, which is wanted: {}", volume.volume, volume.cause);
+            alarms.push(alarm(&vm.name, "warning", text));
+        }
+        if vm.spool_bytes > 0 {
+            let text = format!(
+                "behind: {} MiB of at most {} wait in the guest's spool, its writes come faster than they arrive here",
+                vm.spool_bytes >> 20,
+                vm.spool_limit_bytes >> 20
+            );
             alarms.push(alarm(&vm.name, "warning", text));
         }
         if let Some(rpo_ms) = vm.rpo_ms.filter(|rpo_ms| *rpo_ms > RPO_ALARM_MS) {

@@ -67,6 +67,8 @@ pub(super) struct Appended {
     /// Bytes that were taken from templates.
     pub(super) template_bytes: u64,
     pub(super) heartbeat: Option<v1::Heartbeat>,
+    /// What the newest frame says of the guest's spool.
+    pub(super) backlog: Option<v1::Backlog>,
     pub(super) markers: Vec<MarkerPlaced>,
     pub(super) resizes: Vec<Resized>,
 }
@@ -131,6 +133,7 @@ impl Appender {
         self.scratch = scratch;
         done?;
         out.frames += 1;
+        out.backlog = frame.backlog;
         self.first = false;
         Ok(())
     }

@@ -379,9 +379,13 @@ impl Session<'_> {
         metrics.received_bytes.get_or_create(&self.label).inc_by(batch.appended.payload_bytes);
         metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
         metrics.template_bytes.get_or_create(&self.label).inc_by(batch.appended.template_bytes);
-        if let Some(heartbeat) = batch.appended.heartbeat {
-            self.vm.update_live(|live| live.beat(heartbeat, tokio::time::Instant::now()));
-        }
+        let Appended { heartbeat, backlog, .. } = batch.appended;
+        self.vm.update_live(|live| {
+            live.backlog = backlog;
+            if let Some(heartbeat) = heartbeat {
+                live.beat(heartbeat, tokio::time::Instant::now());
+            }
+        });
         self.markers.extend(batch.appended.markers);
         self.resizes.extend(batch.appended.resizes);
         batch.outcome?;

@@ -85,7 +85,8 @@ pub(super) fn to_json(vm: &VmInfo) -> Value {
     json!({
         "name": vm.name, "id": vm.id, "state": vm.state, "reason": vm.reason, "generation": vm.generation,
         "captured_lsn": vm.captured_lsn, "durable_lsn": vm.durable_lsn, "latest_lsn": vm.latest_lsn,
-        "rpo_ms": vm.rpo_ms, "lag_bytes": vm.lag_bytes, "journal_bytes": vm.journal_bytes,
+        "rpo_ms": vm.rpo_ms, "lag_bytes": vm.lag_bytes, "spool_bytes": vm.spool_bytes,
+        "spool_limit_bytes": vm.spool_limit_bytes, "journal_bytes": vm.journal_bytes,
         "payload_bytes": vm.payload_bytes, "disks": disks, "verify": vm.verify.as_ref().map(job::to_json),
         "sync": sync,
     })
@@ -136,6 +137,10 @@ fn show(vm: &VmInfo) -> Result<()> {
     lines.push(format!("  would lose    {}", would_lose(vm)));
     lines.push(format!("  latest point  lsn:{}", vm.latest_lsn));
     lines.push(format!("  durable       lsn:{} of {} captured", vm.durable_lsn, vm.captured_lsn));
+    if vm.spool_bytes > 0 {
+        let (waiting, limit) = (size::show(vm.spool_bytes), size::show(vm.spool_limit_bytes));
+        lines.push(format!("  behind        {waiting} wait in the guest's spool of {limit}"));
+    }
     if let Some(job) = &vm.verify {
         lines.push(format!("  verify        {} compared, job {}", job::done_of(job), job.id));
     }

@@ -136,6 +136,7 @@ impl Guest {
             // Boot times in these tests are appliance times.
             clock_offset_us: 0,
             clock_error_us: 100,
+            backlog: None,
             body: Some(body),
         };
         self.chain = chain::next(&self.chain, &frame);
