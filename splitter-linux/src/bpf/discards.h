@@ -31,6 +31,11 @@ static long emit_range(u32 step, struct emission *e)
 		e->failed = 1;
 		return 1;
 	}
+	if (ended(&e->v)) {
+		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		e->failed = 1;
+		return 1;
+	}
 	e->v.sector = range.at.bi_sector;
 	e->v.bytes = range.at.bi_size;
 	fill_issue(r, &e->v);

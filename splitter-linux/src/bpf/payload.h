@@ -19,7 +19,7 @@ volatile const u64 page_constant = 0;
 #define PAGE_CHUNK 4096
 #define SECTOR_CHUNK 512
 
-enum outcome { COPIED, FAULTED, NEEDS_SLACK };
+enum outcome { COPIED, FAULTED, NEEDS_SLACK, ENDED };
 
 struct copy {
 	struct bpf_dynptr record;
@@ -121,6 +121,10 @@ static __attribute__((noinline)) int capture_data(struct request *rq, struct vie
 		bpf_ringbuf_discard_dynptr(&c.record, BPF_RB_NO_WAKEUP);
 		return -1;
 	}
+	if (ended(v)) {
+		bpf_ringbuf_discard_dynptr(&c.record, BPF_RB_NO_WAKEUP);
+		return ENDED;
+	}
 	struct record *r = bpf_dynptr_data(&c.record, 0, sizeof(*r));
 	/*
 	 * Before 6.7 the verifier looks at a single step of a loop, from the values that it knows here, and removes the
@@ -164,6 +168,10 @@ inline_always int capture_page(struct view *v, struct bio_vec *vector)
 	struct page_record *r = bpf_ringbuf_reserve(&ring, sizeof(*r), 0);
 	if (!r)
 		return -1;
+	if (ended(v)) {
+		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		return ENDED;
+	}
 	u64 from = vector->bv_page * 64 + page_constant + vector->bv_offset;
 	if (bpf_probe_read_kernel(r->data, PAGE_CHUNK, (const void *)from)) {
 		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);

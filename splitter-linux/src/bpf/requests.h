@@ -67,4 +67,15 @@ inline_always int look(struct request *rq, struct view *v)
 	return 1;
 }
 
+/*
+ * Looked at once a record is reserved: the generation ended since the program looked at the request. Such a record is
+ * discarded, so that none lies behind a write that was missed: whoever raises the generation does so before that write is
+ * issued, and this one's place was taken before it looked here. Otherwise, where a large write found no room and a small
+ * one then did, the ring would hold the later of two writes without the earlier.
+ */
+inline_always int ended(const struct view *v)
+{
+	return *(volatile u64 *)&v->control->state != v->state;
+}
+
 #endif

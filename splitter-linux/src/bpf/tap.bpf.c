@@ -47,6 +47,8 @@ inline_always int issue_data(struct request *rq, struct view *v)
 	}
 	if (outcome == COPIED)
 		return 0;
+	if (outcome == ENDED)
+		return missed(rq, v, CAUSE_UNSEEN);
 	return missed(rq, v, outcome < 0 ? CAUSE_RING_FULL : CAUSE_FAULT);
 }
 
@@ -76,6 +78,10 @@ int tap_issue(u64 *ctx)
 	struct record *r = bpf_ringbuf_reserve(&ring, sizeof(*r), 0);
 	if (!r)
 		return missed(rq, &v, CAUSE_RING_FULL);
+	if (ended(&v)) {
+		bpf_ringbuf_discard(r, BPF_RB_NO_WAKEUP);
+		return missed(rq, &v, CAUSE_UNSEEN);
+	}
 	fill_issue(r, &v);
 	bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
 	return 0;
