@@ -119,6 +119,21 @@ pub struct Status {
     pub ring_bytes_used: u64,
     /// Bytes the ring holds.
     pub ring_bytes: u64,
+    /// `ring`, `spool`, `dirty-only` or `resync`: which step of the ladder of overload is taken.
+    #[serde(default)]
+    pub ladder: String,
+    /// Bytes of the spool on its disk.
+    #[serde(default)]
+    pub spool_bytes_used: u64,
+    /// Bytes the spool may hold; 0 while it is not written.
+    #[serde(default)]
+    pub spool_bytes: u64,
+    /// Bytes of frames in the spool that were not sent yet.
+    #[serde(default)]
+    pub spool_waiting_bytes: u64,
+    /// Why the spool is not written, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spool_off: Option<String>,
     /// Writes that were not captured since the tap was loaded; their blocks are read again.
     pub dropped: u64,
     /// Resident memory of the splitter process without the ring.

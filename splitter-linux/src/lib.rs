@@ -12,5 +12,6 @@ pub mod gate;
 pub mod hold;
 pub mod restore;
 pub mod service;
+pub mod spool;
 pub mod state;
 pub mod transport;

@@ -297,6 +297,11 @@ impl Copy {
         self.unanswered = 0;
     }
 
+    /// Nothing on its way counts any more. Reads and answers that still come are of tokens that nobody knows.
+    pub(super) fn forget(&mut self) {
+        *self = Self { next_token: self.next_token, unanswered: 0, ..Self::default() };
+    }
+
     /// Ranges that an acknowledgement up to `seq` settles.
     pub(super) fn acked(&mut self, seq: u64) -> Vec<(Slot, BlockRange)> {
         let mut settled = Vec::new();

@@ -15,6 +15,8 @@ use super::disk::{Disk, DiskReport};
 use super::inflight::InFlight;
 use super::limits::{STEP_UNITS_MAX, STUCK_RING_PART};
 use super::offered::{Beat, Offered, Synced};
+use super::spool::{SpoolContent, SpoolReport};
+use super::spooled::Ladder;
 use super::verify::Verify;
 use super::window::{End, Window};
 use crate::capture::{
@@ -71,6 +73,8 @@ pub enum Notice {
         cause: GapCause,
         /// Details for people.
         detail: String,
+        /// Bytes that will have to be read again, as known now.
+        dirty_bytes: u64,
     },
     /// Every point of the disk from this LSN on is recoverable again.
     LineEnded {
@@ -83,6 +87,22 @@ pub enum Notice {
     ReadFailed {
         /// The disk.
         slot: Slot,
+    },
+    /// Frames go to the spool from now on, or no longer.
+    Spooling {
+        /// Which of the two.
+        begins: bool,
+    },
+    /// The spool cannot be written; it is tried again later.
+    SpoolFailed {
+        /// Why.
+        detail: String,
+    },
+    /// Frames in the spool cannot be read back. The session is to begin anew; what was placed and is not acknowledged yet
+    /// is lost.
+    SpoolLost {
+        /// Why.
+        detail: String,
     },
     /// The kernel side refuses to restart capture; the engine tries again.
     RestartFailed {
@@ -122,6 +142,10 @@ pub struct StatusReport {
     pub window_bytes: u64,
     /// The stream's generation.
     pub generation: u64,
+    /// Where writes wait.
+    pub ladder: Ladder,
+    /// The spool.
+    pub spool: SpoolReport,
     /// Per disk.
     pub disks: Vec<DiskReport>,
 }
@@ -151,6 +175,12 @@ pub struct Engine {
     pub(super) at: Reader,
     pub(super) window: Window,
     pub(super) batch: Batch,
+    /// When the batch was last empty.
+    pub(super) batch_since_us: u64,
+    /// What an earlier process left in the spool, until the first welcome.
+    pub(super) spooled: SpoolContent,
+    /// Bytes of the ring in use, as last looked at.
+    pub(super) ring_used: u64,
     pub(super) inflight: InFlight,
     pub(super) disks: BTreeMap<Slot, Disk>,
     pub(super) copy: Copy,
@@ -212,7 +242,7 @@ impl Engine {
     /// A write is covered when, after it had completed, the kernel's generation was at most `generation` and the ring's
     /// end at most `ring_position`: a miss raises the generation before the write goes to the hardware.
     pub fn synced(&mut self) -> Option<Synced> {
-        self.offered.acked(self.window.acked().seq);
+        self.offered.acked(self.window.durable_seq());
         self.offered.synced()
     }
 
@@ -240,6 +270,7 @@ impl Engine {
         let mut frame = self.window.next_to_send()?;
         frame.clock_offset_us = self.clock.offset_us;
         frame.clock_error_us = self.clock.error_us;
+        frame.backlog = self.backlog();
         Some(frame)
     }
 
@@ -275,7 +306,10 @@ impl Engine {
                 break;
             }
         }
-        self.close_batch();
+        if self.batch_is_due(now_us) {
+            self.close_batch();
+        }
+        self.turn(kernel, now_us);
         self.follow_kernel(kernel)?;
         self.end_lines(kernel)?;
         self.step_verify(kernel);
@@ -283,10 +317,11 @@ impl Engine {
         Ok(more)
     }
 
-    /// Settles what the acknowledged frames carried and gives ring memory back.
+    /// Settles what the acknowledged frames carried and gives ring memory back: up to where everything is acknowledged or
+    /// wholly in the spool.
     fn release(&mut self, kernel: &mut Kernel<'_>) -> Result<(), EngineError> {
         let acked = self.window.acked();
-        self.offered.acked(acked.seq);
+        self.offered.acked(self.window.durable_seq());
         for (slot, range) in self.copy.acked(acked.seq) {
             kernel.dirty.clear(slot, range)?;
             if let Some(disk) = self.disks.get_mut(&slot) {
@@ -297,7 +332,7 @@ impl Engine {
             self.witness_seq = None;
             kernel.control.accept_witness()?;
         }
-        let floor = acked.floor.min(kernel.ring.oldest_open().unwrap_or(u64::MAX));
+        let floor = self.window.floor().min(kernel.ring.oldest_open().unwrap_or(u64::MAX));
         if floor > kernel.ring.consumer() {
             kernel.ring.release(floor);
         }
@@ -449,19 +484,22 @@ impl Engine {
             dropped: status.drops,
             window_bytes: self.window.bytes(),
             generation: self.generation,
+            ladder: self.ladder(status.mode),
+            spool: self.spool_report(),
             disks,
         }
     }
 
     pub(super) fn reset_stream(&mut self, end: End, granted_bytes: u64) {
-        self.window = Window::start_after(end);
+        let spool = self.window.spool.emptied();
+        self.window = Window::start_after(end, spool);
         self.window.grant(granted_bytes);
         self.lsn = end.lsn;
         self.batch = Batch::default();
         self.inflight.clear();
         self.barriers.clear();
         self.offered = Offered::default();
-        self.copy = Copy::default();
+        self.copy.forget();
         self.questions.clear();
         self.verify.disconnected();
         self.witness_seq = None;

@@ -94,3 +94,34 @@ pub const VERIFY_WHOLE_BYTES: u64 = 16 << 20;
 
 /// Microseconds between reports of a verify.
 pub const VERIFY_REPORT_US: u64 = 500_000;
+
+/// Part of the ring (one in this many) beyond which frames go to the spool, if the window is full; if it is not, because
+/// the ring is smaller than the window, twice that part. Most of the ring stays free for what comes while frames are
+/// written.
+pub const SPOOL_ENTER_PART: u64 = 4;
+
+/// Part of the ring (one in this many) below which spooling ends, once memory holds all that is not acknowledged. The
+/// distance to [`SPOOL_ENTER_PART`] keeps it from beginning again at once.
+pub const SPOOL_LEAVE_PART: u64 = 8;
+
+/// Microseconds that spooling goes on at least once it began: with a ring smaller than the window it would otherwise end
+/// as soon as the first frames are written.
+pub const SPOOL_STAY_US: u64 = 500_000;
+
+/// Bytes of frames handed to the spool and not written yet, beyond which no frame is made: memory, together with the
+/// window. Beyond it the ring waits, as long as a slow disk takes.
+pub const SPOOL_WRITING_MAX_BYTES: u64 = 8 << 20;
+
+/// Distance to its limit, in bytes, within which a spool without room is called full; further below it is its disk that has
+/// no room. As much as a record, and what is written between two looks at the space, may take.
+pub const SPOOL_NEARLY_BYTES: u64 = 32 << 20;
+
+/// Bytes of one read from the spool: a few frames, so that the link does not wait for each.
+pub const SPOOL_READ_MAX_BYTES: u64 = 4 << 20;
+
+/// Microseconds until captured writes become a frame while the spool is in use: frames of one write each would make many
+/// small records of it.
+pub const SPOOL_BATCH_US: u64 = 50_000;
+
+/// Microseconds after a failed write before the spool is tried again.
+pub const SPOOL_RETRY_US: u64 = 60_000_000;

@@ -102,7 +102,7 @@ impl Engine {
             dirty_bytes,
         };
         self.push_frame(Body::LineStart(body));
-        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail });
+        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail, dirty_bytes });
     }
 
     /// Blocks marked by something that has no place in the ring are read under a line beyond everything now in it.
@@ -141,7 +141,11 @@ impl Engine {
             self.take(dirty, *slot)?;
         }
         let from = self.lsn.saturating_add(1);
-        self.start_line(dirty, &slots, cause, from, "capture begins anew".to_owned());
+        let mut detail = "capture begins anew".to_owned();
+        if let Some(why) = self.window.spool.take_overflow().filter(|_| cause == GapCause::RingFull) {
+            detail = format!("{detail}; {why}");
+        }
+        self.start_line(dirty, &slots, cause, from, detail);
         Ok(())
     }
 
@@ -219,9 +223,21 @@ impl Engine {
         }
     }
 
-    /// The ring cannot be read on: everything in it is lost, and nobody marked what it held.
+    /// The ring cannot be read on.
     pub(super) fn damaged(&mut self, kernel: &mut Kernel<'_>, detail: String) -> Result<(), EngineError> {
-        kernel.control.force_miss(GapCause::ProbeFault)?;
+        let from = self.lsn.saturating_add(1);
+        self.lose_ring(kernel, GapCause::ProbeFault, from, detail)
+    }
+
+    /// Everything in the ring is lost, and nobody marked what it held.
+    pub(super) fn lose_ring(
+        &mut self,
+        kernel: &mut Kernel<'_>,
+        cause: GapCause,
+        gap_from: u64,
+        detail: String,
+    ) -> Result<(), EngineError> {
+        kernel.control.force_miss(cause)?;
         let slots: Vec<Slot> = self.disks.keys().copied().collect();
         for slot in slots {
             self.mark_whole(kernel.dirty, slot)?;
@@ -232,8 +248,7 @@ impl Engine {
         kernel.ring.seek(end)?;
         self.look(kernel.ring);
         let slots: Vec<Slot> = self.disks.keys().copied().collect();
-        let from = self.lsn.saturating_add(1);
-        self.start_line(kernel.dirty, &slots, GapCause::ProbeFault, from, detail);
+        self.start_line(kernel.dirty, &slots, cause, gap_from, detail);
         for disk in self.disks.values_mut() {
             disk.stale_line = true;
         }

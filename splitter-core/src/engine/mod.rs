@@ -6,6 +6,7 @@
 //! - `batch`: captured writes become the payload and table of a frame, copied from the ring once.
 //! - `inflight`: which requests are between issue and completion, and where they overlap.
 //! - `window`: frames sent and not acknowledged, with the positions a resumed stream starts from.
+//! - `spool`: the ladder of overload, and frames that wait in a file; `spooled`: how the engine uses it.
 //! - `copy`: initial copy and resync: what is being read, what awaits its acknowledgement.
 //! - `asking`: whether hashes go first; `compare`: questions and what becomes of their answers.
 //! - `verify`: comparison on request, while no line is open.
@@ -31,6 +32,8 @@ mod markers;
 mod offered;
 mod reads;
 mod resume;
+mod spool;
+mod spooled;
 mod verify;
 mod window;
 
@@ -46,3 +49,5 @@ pub use disk::{DiskConfig, DiskReport};
 pub use limits::*;
 pub use offered::Synced;
 pub use resume::{Refusal, Resumed};
+pub use spool::{SpoolContent, SpoolEvent, SpoolFact, SpoolOrder, SpoolReport, SpoolSettings, SpooledFrame};
+pub use spooled::Ladder;

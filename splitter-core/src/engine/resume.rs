@@ -8,6 +8,7 @@ use tidemark_proto::version::{HASHES_FIRST, TEMPLATES};
 
 use super::core::{Engine, EngineError, Kernel};
 use super::disk::{Disk, DiskConfig};
+use super::spool::{SpoolContent, SpoolOrder};
 use super::window::End;
 use crate::capture::{Mode, Slot};
 
@@ -105,6 +106,14 @@ impl Engine {
             floor: kernel.ring.consumer(),
         };
         self.reset_stream(end, welcome.window_bytes);
+        let (welcome, durable) = if resumed == Resumed::Process {
+            &self.resume_spool(welcome, &durable, chain, end.floor)?
+        } else {
+            // Another capture's spool is void, and so is what was lost with it.
+            self.spooled = SpoolContent::default();
+            self.window.spool.order(SpoolOrder::Clear);
+            &(welcome.clone(), durable)
+        };
         self.clean_lsn =
             if welcome.clean_lsn == 0 { durable.lsn } else { welcome.clean_lsn.min(durable.lsn) };
         self.kernel_generation = None;
@@ -113,7 +122,7 @@ impl Engine {
             .map(|disk| (disk.slot, Disk::new(disk.id, journaled_bytes(welcome, disk))))
             .collect();
         if resumed == Resumed::Process {
-            self.resume_capture(kernel, welcome, &durable, disks)?;
+            self.resume_capture(kernel, welcome, durable, disks)?;
         } else {
             self.begin_capture(kernel, welcome, disks)?;
         }
@@ -239,6 +248,11 @@ impl Engine {
         self.generation = welcome.generation.max(1);
         let (consumer, producer) = (kernel.ring.consumer(), kernel.ring.producer());
         let position = durable.ring_position;
+        if self.spooled.in_use && position < consumer {
+            kernel.ring.seek(consumer).map_err(EngineError::from)?;
+            return self.resume_without_spool(kernel, welcome, disks).map_err(Refusal::from);
+        }
+        self.spooled = SpoolContent::default();
         if position < consumer || position > producer {
             return Err(Refusal::Fork {
                 detail: format!("it holds ring position {position}, the ring {consumer} to {producer}"),

@@ -7,6 +7,7 @@ use tidemark_proto::ids::{CaptureId, ChainHash};
 use tidemark_proto::v1::{Frame, StreamPosition, frame::Body};
 
 use super::limits::{FRAME_OVERHEAD_BYTES, WINDOW_MAX_BYTES};
+use super::spool::Spool;
 
 /// The end of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,14 +20,27 @@ pub(super) struct End {
     pub(super) floor: u64,
 }
 
-#[derive(Debug)]
-struct Kept {
-    frame: Frame,
-    end: End,
-    bytes: u64,
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) frame: Frame,
+    pub(super) end: End,
+    /// The chain before it.
+    pub(super) before: ChainHash,
+    pub(super) bytes: u64,
 }
 
-/// The retransmit window: frames in order, the first `sent` of them on the way, none of them acknowledged.
+/// Bytes that a frame counts.
+pub(super) fn frame_bytes(body: Option<&Body>) -> u64 {
+    let payload = match body {
+        Some(Body::Writes(writes)) => writes.payload.len() + 32 * writes.entries.len(),
+        Some(Body::Base(base)) => base.payload.len() + 32 * base.entries.len(),
+        _ => 0,
+    };
+    (payload as u64).saturating_add(FRAME_OVERHEAD_BYTES)
+}
+
+/// The retransmit window: frames in order, the first `sent` of them on the way, none of them acknowledged. Those behind
+/// what memory holds are in the spool.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     frames: VecDeque<Kept>,
@@ -36,6 +50,7 @@ pub(super) struct Window {
     granted_bytes: u64,
     acked: End,
     last: End,
+    pub(super) spool: Spool,
 }
 
 /// An acknowledgement of what was never sent, or with another content.
@@ -44,21 +59,43 @@ pub(super) struct Mismatch;
 
 impl Window {
     /// Starts after `end`, as the appliance reported it.
-    pub(super) fn start_after(end: End) -> Self {
-        Self { acked: end, last: end, ..Self::default() }
+    pub(super) fn start_after(end: End, spool: Spool) -> Self {
+        Self { acked: end, last: end, spool, ..Self::default() }
     }
 
     pub(super) fn grant(&mut self, bytes: u64) {
         self.granted_bytes = bytes.min(WINDOW_MAX_BYTES);
     }
 
-    /// Whether another frame may be made.
-    pub(super) fn has_room(&self) -> bool {
-        self.bytes < self.granted_bytes
+    pub(super) fn granted(&self) -> u64 {
+        self.granted_bytes
     }
 
+    /// Bytes of frames that were not sent yet, wherever they are.
     pub(super) fn unsent_bytes(&self) -> u64 {
-        self.unsent_bytes
+        self.unsent_bytes.saturating_add(self.spool.waiting_bytes())
+    }
+
+    /// The frames in memory that may be sent.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Kept> {
+        self.frames.iter()
+    }
+
+    /// Number of the last of them.
+    pub(super) fn memory_seq(&self) -> u64 {
+        self.acked.seq.saturating_add(self.frames.len() as u64)
+    }
+
+    /// Further frames come after this one.
+    pub(super) fn ends_with(&mut self, end: End) {
+        self.last = end;
+    }
+
+    /// Appends a frame to those in memory.
+    pub(super) fn append(&mut self, kept: Kept) {
+        self.bytes = self.bytes.saturating_add(kept.bytes);
+        self.unsent_bytes = self.unsent_bytes.saturating_add(kept.bytes);
+        self.frames.push_back(kept);
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -88,20 +125,14 @@ impl Window {
         floor: u64,
         body: Body,
     ) -> u64 {
-        let payload = match &body {
-            Body::Writes(writes) => writes.payload.len() + 32 * writes.entries.len(),
-            Body::Base(base) => base.payload.len() + 32 * base.entries.len(),
-            _ => 0,
-        };
-        let bytes = (payload as u64).saturating_add(FRAME_OVERHEAD_BYTES);
+        let bytes = frame_bytes(Some(&body));
         let seq = self.last.seq.saturating_add(1);
         let mut frame = Frame { seq, generation, ring_position, body: Some(body), ..Frame::default() };
-        let chain = chain::next(&self.last.chain, &frame);
+        let before = self.last.chain;
+        let chain = chain::next(&before, &frame);
         frame.chain = chain.0.to_vec().into();
         self.last = End { seq, lsn, ring_position, chain, floor };
-        self.frames.push_back(Kept { frame, end: self.last, bytes });
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.unsent_bytes = self.unsent_bytes.saturating_add(bytes);
+        self.take_in(Kept { frame, end: self.last, before, bytes });
         seq
     }
 
@@ -123,7 +154,7 @@ impl Window {
     pub(super) fn rewind(&mut self) {
         self.sent = 0;
         self.unsent_bytes = self.bytes;
-        for kept in &mut self.frames {
+        for kept in self.frames.iter_mut().chain(self.spool.behind_mut()) {
             if let Some(Body::Base(base)) = &mut kept.frame.body {
                 base.hashes.clear();
             }
@@ -150,6 +181,7 @@ impl Window {
         }
         self.sent = self.sent.saturating_sub(count);
         self.acked = end;
+        self.give_up();
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use super::layout::{
 use super::pinned::{self, Found, Pinned};
 use super::ring::TapRing;
 use super::scratch::Scratch;
+use super::spool_memory::SpoolMemory;
 use super::witness::{self, Witnesses};
 use super::{bpffs, self_test, sys};
 use crate::disks::{self, Disk};
@@ -176,6 +177,22 @@ impl LinuxCapture {
     #[must_use]
     pub fn capture_id(&self) -> CaptureId {
         self.pinned.capture_id()
+    }
+
+    /// The spool's memory; `None` when this capture never had a spool.
+    ///
+    /// # Errors
+    /// When it is not accessible.
+    pub fn find_spool_memory(&self) -> io::Result<Option<SpoolMemory>> {
+        SpoolMemory::find(&self.pinned.folder)
+    }
+
+    /// The spool's memory, made if need be.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn spool_memory(&self) -> io::Result<SpoolMemory> {
+        SpoolMemory::find_or_make(&self.pinned.folder)
     }
 
     /// The disks it holds.

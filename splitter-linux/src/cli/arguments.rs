@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tidemark_proto::v1::Consistency;
 
 use crate::gate::OnLapse;
+use crate::spool::limits::{LIMIT_DEFAULT_MIB, LIMIT_MAX_MIB, LIMIT_MIN_MIB};
 use crate::state::DEFAULT_STATE;
 
 /// Protects this machine's disks: every write goes to the appliance.
@@ -220,6 +221,14 @@ pub struct RunOptions {
     /// Size of the ring between kernel and splitter in MiB, a power of two. Takes effect when the tap is next loaded.
     #[arg(long, env = "TIDEMARK_RING_MIB", value_name = "MIB", default_value_t = 256, value_parser = ring_size)]
     pub ring_mib: u32,
+    /// Size of the spool in MiB: what may wait, encrypted, on a disk of the guest when the appliance takes less than is
+    /// written and the ring fills. Beyond it changed blocks are only noted, and read again later. 0 turns it off.
+    #[arg(long, env = "TIDEMARK_SPOOL_MIB", value_name = "MIB", default_value_t = LIMIT_DEFAULT_MIB, value_parser = spool_size)]
+    pub spool_mib: u32,
+    /// Folder of the spool, on a disk that is not protected [default: `spool` in the state folder]. Do not change it while
+    /// frames wait there.
+    #[arg(long, env = "TIDEMARK_SPOOL", value_name = "DIR")]
+    pub spool: Option<PathBuf>,
     /// Scheduling priority of the splitter's threads, 0 (as any program) to 19 (last). Where processors are scarce a
     /// higher number favours the guest's applications, and a gap comes earlier.
     #[arg(long, env = "TIDEMARK_NICE", value_name = "LEVEL", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=19))]
@@ -239,6 +248,15 @@ fn ring_size(text: &str) -> Result<u32, String> {
         Ok(mib)
     } else {
         Err("the ring has a power of two from 1 to 1024 MiB".to_owned())
+    }
+}
+
+fn spool_size(text: &str) -> Result<u32, String> {
+    let mib: u32 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if mib == 0 || (LIMIT_MIN_MIB..=LIMIT_MAX_MIB).contains(&mib) {
+        Ok(mib)
+    } else {
+        Err(format!("the spool has from {LIMIT_MIN_MIB} to {LIMIT_MAX_MIB} MiB, or 0 to have none"))
     }
 }
 
@@ -294,6 +312,14 @@ mod tests {
         for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
             let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains(sub.get_name()), "{} has no example", sub.get_name());
+        }
+    }
+
+    #[test]
+    fn a_spool_is_off_or_of_a_useful_size() {
+        assert_eq!((spool_size("0"), spool_size("64"), spool_size("1000")), (Ok(0), Ok(64), Ok(1000)));
+        for bad in ["1", "63", "-1", "x", "4194304"] {
+            assert!(spool_size(bad).is_err(), "{bad}");
         }
     }
 

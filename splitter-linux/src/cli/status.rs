@@ -49,14 +49,26 @@ pub(super) fn status(state: &StateDir, json: bool) -> Result<()> {
         ))?;
     }
     line(&format!(
-        "  captured LSN {}, durable {}; ring {} of {} MiB used; {} writes dropped; {} MiB resident",
+        "  captured LSN {}, durable {}; ring {} of {} MiB used, spool {} of {} MiB; {} writes dropped; {} MiB resident",
         status.captured_lsn,
         status.acked_lsn,
         status.ring_bytes_used >> 20,
         status.ring_bytes >> 20,
+        status.spool_bytes_used >> 20,
+        status.spool_bytes >> 20,
         status.dropped,
         status.rss_bytes >> 20
-    ))
+    ))?;
+    if status.ladder == "spool" {
+        line(&format!(
+            "  behind: {} MiB wait in the spool, the link is slower than the writes",
+            status.spool_waiting_bytes >> 20
+        ))?;
+    }
+    match &status.spool_off {
+        Some(reason) if status.running => line(&format!("  no spool: {reason}")),
+        _ => Ok(()),
+    }
 }
 
 /// The running splitter's report, or what the state folder alone tells.

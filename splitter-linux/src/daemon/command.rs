@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tidemark_proto::v1::{
     Consistency, Disk, HashAnswer, SplitterMessage, StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
 };
-use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, Place, ReadContent};
+use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, Place, ReadContent, SpoolEvent};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::control::{Bookmark, Status};
@@ -58,6 +58,8 @@ pub(super) enum Command {
     ReadDone { token: u64, content: Option<ReadContent> },
     /// The appliance answered a question.
     Answer(HashAnswer),
+    /// The spool's thread did something.
+    Spool(SpoolEvent),
     /// The appliance asks for a verify.
     Verify(VerifyRequest),
     /// The appliance compared pieces of a verify.

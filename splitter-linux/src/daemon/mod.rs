@@ -3,7 +3,7 @@
 //! Two threads matter. The *worker* owns the capture and the engine and is the only one that touches them; it is woken
 //! by a timer and by whoever sends it a command. The *session* task owns the connection: it passes messages between
 //! the appliance and the worker and holds no state that outlives the connection. A third thread reads disks for
-//! initial copy and resync, a fourth answers local commands.
+//! initial copy and resync, a fourth writes the spool, a fifth answers local commands.
 
 mod boottime;
 mod command;
@@ -16,6 +16,7 @@ mod protection;
 mod renewal;
 mod session;
 mod socket;
+mod spooler;
 mod worker;
 
 pub(crate) use boottime::now_us;
@@ -79,9 +80,17 @@ fn start_log(format: LogFormat) {
 async fn serve(state: StateDir, options: RunOptions, parts: Parts) -> Result<()> {
     let (restart, restarts) = watch::channel(0_u64);
     let ring_bytes = u64::from(options.ring_mib) << 20;
+    let spool = spooler::Options {
+        folder: match &options.spool {
+            // Of a folder that several could name, each takes its own part.
+            Some(folder) => folder.join(crate::capture::name_for(state.root())),
+            None => state.spool(),
+        },
+        limit_bytes: u64::from(options.spool_mib) << 20,
+    };
     let gates = Arc::new(Gates::default());
-    let (worker, worker_ended) =
-        worker::start(state.clone(), (ring_bytes, options.hooks), restart, parts, Arc::clone(&gates))?;
+    let settings = worker::Options { ring_bytes, hooks: options.hooks, spool };
+    let (worker, worker_ended) = worker::start(state.clone(), settings, restart, parts, Arc::clone(&gates))?;
     let orders = gate::start(state.clone(), Arc::clone(&gates), worker.clone())
         .context("cannot start the thread of the gates")?;
     socket::serve(&state, worker.clone(), orders)?;

@@ -1,6 +1,7 @@
 //! The worker: the one owner of capture and engine.
 
 mod bookmarks;
+mod spooling;
 
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
@@ -21,6 +22,7 @@ use super::handle::Handle;
 use super::hardening;
 use super::parts::{KernelSide, Parts};
 use super::protection::{self, Protection};
+use super::spooler::{self, Spooler};
 use crate::capture;
 use crate::control::{DiskStatus, Status};
 use crate::disks::{self, Disk};
@@ -40,6 +42,15 @@ const SIZES_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands taken in one round at most, so that a flood of acknowledgements does not stop the ring's reader.
 const COMMANDS_MAX: usize = 256;
 
+/// How the worker is to work.
+pub(super) struct Options {
+    /// Size of the ring, in bytes.
+    pub(super) ring_bytes: u64,
+    /// The folder of freeze hooks.
+    pub(super) hooks: PathBuf,
+    pub(super) spool: spooler::Options,
+}
+
 /// Opens the capture when disks are to be protected, and starts the thread. The receiver yields the reason when the
 /// thread ends by itself; `restart` is raised whenever a session must begin anew.
 ///
@@ -47,7 +58,7 @@ const COMMANDS_MAX: usize = 256;
 /// When the capture cannot be opened.
 pub(super) fn start(
     state: StateDir,
-    (ring_bytes, hooks): (u64, PathBuf),
+    options: Options,
     restart: watch::Sender<u64>,
     parts: Parts,
     gates: Arc<Gates>,
@@ -60,10 +71,12 @@ pub(super) fn start(
         .name("worker".into())
         .spawn(move || {
             let Ok(handle) = handle_of_worker.recv() else { return };
+            let spooler = Spooler::new(options.spool, handle.clone());
             let built = disk_reader::start(handle.clone(), parts.reader)
                 .context("cannot start the disk reader")
                 .and_then(|reads| {
-                    let ends = Ends { restart, queue, reads, handle };
+                    let ends = Ends { restart, queue, reads, handle, spooler };
+                    let (ring_bytes, hooks) = (options.ring_bytes, options.hooks);
                     Worker::open(state, ring_bytes, hooks, ends, parts.kernel, gates)
                 });
             match built {
@@ -95,6 +108,7 @@ struct Ends {
     queue: mpsc::Receiver<Command>,
     reads: mpsc::Sender<Task>,
     handle: Handle,
+    spooler: Spooler,
 }
 
 struct Worker {
@@ -111,6 +125,7 @@ struct Worker {
     acked: bool,
     /// What the gates were told last.
     published: Option<Synced>,
+    spooler: Spooler,
     wanted: Disks,
     protection: Option<Protection>,
     engine: Engine,
@@ -128,7 +143,7 @@ impl Worker {
         state: StateDir,
         ring_bytes: u64,
         hooks: PathBuf,
-        Ends { restart, queue, reads, handle }: Ends,
+        Ends { restart, queue, reads, handle, spooler }: Ends,
         kernel: Box<dyn KernelSide>,
         gates: Arc<Gates>,
     ) -> Result<Self> {
@@ -138,7 +153,7 @@ impl Worker {
         } else {
             Some(Protection::open(&state, ring_bytes, &wanted, &reads)?)
         };
-        Ok(Self {
+        let mut worker = Self {
             state,
             ring_bytes,
             restart,
@@ -149,6 +164,7 @@ impl Worker {
             gates,
             acked: false,
             published: None,
+            spooler,
             wanted,
             protection,
             engine: Engine::new(),
@@ -158,7 +174,9 @@ impl Worker {
             measured: None,
             sizes_seen: None,
             resident_bytes: 0,
-        })
+        };
+        worker.open_spool();
+        Ok(worker)
     }
 
     fn run(&mut self) -> Result<(), EngineError> {
@@ -179,6 +197,7 @@ impl Worker {
             self.follow_sizes()?;
             self.publish();
             let more = self.step()?;
+            self.spooler.hand_on(&mut self.engine);
             let sent = self.send_frames();
             self.take_notices();
             self.hold_for_next();
@@ -259,6 +278,7 @@ impl Worker {
                     });
                 }
             }
+            Command::Spool(event) => self.take_spool_event(event),
             Command::Verify(request) => {
                 tracing::info!(job = request.job_id, "the appliance asks for a verify");
                 self.engine.verify(&request, now_us());
@@ -335,13 +355,23 @@ impl Worker {
             match notice {
                 Notice::MarkerPlaced { request, lsn } => self.bookmarks.placed(request, lsn),
                 Notice::MarkerFailed { request, reason } => self.bookmarks.failed(&request, reason),
-                Notice::LineStarted { lsn, gap_from, cause, detail } => {
-                    tracing::info!(lsn, gap_from, cause = cause.as_str_name(), detail, "gap opened");
+                Notice::LineStarted { lsn, gap_from, cause, detail, dirty_bytes } => {
+                    tracing::info!(
+                        lsn,
+                        gap_from,
+                        cause = cause.as_str_name(),
+                        detail,
+                        dirty_bytes,
+                        "gap opened"
+                    );
                     self.bookmarks.lose(gap_from);
                 }
                 Notice::LineEnded { lsn, slot } => self.line_ended(lsn, slot),
                 Notice::ReadFailed { slot } => {
                     tracing::warn!(slot = slot.0, "a protected disk cannot be read; trying again");
+                }
+                Notice::Spooling { .. } | Notice::SpoolFailed { .. } | Notice::SpoolLost { .. } => {
+                    self.take_spool_notice(&notice);
                 }
                 Notice::RestartFailed { detail } => tracing::warn!(detail, "capture cannot be restarted yet"),
             }
@@ -405,8 +435,10 @@ impl Worker {
             for disk in found {
                 protection.add(disk, &self.reads)?;
             }
+            self.follow_spool();
         } else {
             self.protection = Some(Protection::open(&self.state, self.ring_bytes, &wanted, &self.reads)?);
+            self.open_spool();
         }
         self.state.store_disks(&wanted)?;
         self.wanted = wanted;
@@ -434,8 +466,10 @@ impl Worker {
             self.session = None;
             self.engine = Engine::new();
             self.protection = None;
+            self.spooler.close();
             capture::unload(&capture::name_for(self.state.root()))?;
         }
+        self.follow_spool();
         self.begin_session_anew();
         Ok(())
     }
@@ -507,6 +541,7 @@ impl Worker {
                 sent_bytes: disk.map_or(0, |disk| disk.sent_bytes),
             });
         }
+        Self::show_ladder(&mut status, report);
         status
     }
 }

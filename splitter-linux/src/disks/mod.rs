@@ -1,6 +1,7 @@
 //! The disks of this machine: what names them, which can be protected, and reading them past the page cache.
 
 mod disk;
+mod feedback;
 mod identity;
 mod machine;
 mod nesting;
@@ -10,6 +11,7 @@ mod refusal;
 pub(crate) mod sysfs;
 
 pub use disk::{Disk, find, list};
+pub use feedback::refuse_feedback;
 pub use identity::names as identity_names;
 pub use machine::check as check_machine;
 pub use nesting::refuse_nested;

@@ -24,8 +24,20 @@ fn collect(path: &Path, depth: u32, found: &mut Vec<u32>) {
         return;
     };
     let (major, minor) = (nix::sys::stat::major(metadata.dev()), nix::sys::stat::minor(metadata.dev()));
-    let Some(folder) = sysfs::by_number(major, minor) else { return };
-    for leaf in sysfs::leaves(&folder) {
+    if let Some(folder) = sysfs::by_number(major, minor) {
+        collect_device(&folder, depth, found);
+    }
+}
+
+/// The whole disks below a block device.
+pub(super) fn disks_below_device(folder: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    collect_device(folder, DEPTH_MAX, &mut found);
+    found
+}
+
+fn collect_device(folder: &Path, depth: u32, found: &mut Vec<u32>) {
+    for leaf in sysfs::leaves(folder) {
         let Some(device) = sysfs::attribute(&leaf, "dev").and_then(|text| parse(&text)) else { continue };
         if found.contains(&device) {
             continue;

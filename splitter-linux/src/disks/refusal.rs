@@ -113,6 +113,26 @@ pub enum Refusal {
         /// The disk of its file.
         outer: PathBuf,
     },
+    /// Each write would make another.
+    #[error(
+        "{folder} lies on {disk}, which is protected, and every write to it would be captured again: name a folder on a disk that is not protected with --spool DIR"
+    )]
+    Feedback {
+        /// The folder.
+        folder: PathBuf,
+        /// The protected disk.
+        disk: PathBuf,
+    },
+    /// Which disk holds it cannot be told.
+    #[error(
+        "{folder} is on a file system of type {kind}, for which the disks below are not known: name a folder on a disk that is not protected with --spool DIR"
+    )]
+    NoDisk {
+        /// The folder.
+        folder: PathBuf,
+        /// Its file system.
+        kind: String,
+    },
     /// No disk of that identity.
     #[error("no disk is {0}: attach it, or unprotect it")]
     Gone(String),

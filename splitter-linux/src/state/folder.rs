@@ -84,6 +84,12 @@ impl StateDir {
         &self.root
     }
 
+    /// The folder of the spool, unless another one is named.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+
     /// The running splitter's socket for local commands.
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {

@@ -33,6 +33,7 @@ pub(super) struct Appliance {
     /// Contents of the published template, and whether it is published now.
     template: Vec<Vec<u8>>,
     pub(super) published: bool,
+    pub(super) heartbeat_ms: u32,
     /// What this session was offered: by disk, first sector and sectors.
     offers: HashMap<(u32, u64, u32), Vec<u8>>,
     pub(super) offered: u64,
@@ -50,7 +51,8 @@ impl Appliance {
             [4096, 8192].map(|size| bytes.chunks(size).map(<[u8]>::to_vec).collect::<Vec<_>>())
         };
         let template = disks.iter().flat_map(cut).flatten().collect();
-        Self { check_chain, first_bytes, broken: Some(broken), template, published: true, ..Self::default() }
+        let (broken, published, heartbeat_ms) = (Some(broken), true, 5);
+        Self { check_chain, first_bytes, broken, template, published, heartbeat_ms, ..Self::default() }
     }
 
     fn hash_key(&self) -> HashKey {
@@ -200,6 +202,12 @@ impl Appliance {
         }
     }
 
+    /// The frame of this number, if it survives a crash.
+    pub(super) fn durable_frame(&self, seq: u64) -> Option<&Frame> {
+        let index = usize::try_from(seq.checked_sub(1)?).ok()?;
+        self.frames.get(index).filter(|_| index < self.durable).map(|(frame, _)| frame)
+    }
+
     pub(super) fn commit(&mut self) -> StreamPosition {
         self.durable = self.frames.len();
         self.position(self.durable)
@@ -242,7 +250,7 @@ impl Appliance {
             comparable_disks: (1..=DISKS as u32).filter(|id| self.is_comparable(*id)).collect(),
             generation: self.frames.last().map_or(0, |(frame, _)| frame.generation),
             window_bytes,
-            heartbeat_ms: 5,
+            heartbeat_ms: self.heartbeat_ms,
             open_gap_disks: (1..=DISKS as u32).filter(|id| open[*id as usize - 1]).collect(),
             clean_lsn: self.clean_lsn(),
             disks: (1..=DISKS as u32)

@@ -8,6 +8,7 @@ mod appliance;
 mod checker;
 mod kernel;
 mod random;
+mod spool;
 mod world;
 
 use tidemark_proto::v1::GapCause;
@@ -20,6 +21,11 @@ fn run(seed: u64, broken: Broken) -> Result<world::Totals, String> {
 /// Verifies at any time, and sectors that change behind the tap's back.
 fn run_verifying(seed: u64, broken: Broken) -> Result<world::Totals, String> {
     World::new(seed, broken).verifying(8).run().map_err(|problem| format!("seed {seed}: {problem}"))
+}
+
+/// A spool, and an appliance that takes little at a time. In so many of a thousand orders the spool fails.
+fn run_spooling(seed: u64, broken: Broken, faults: u64) -> Result<world::Totals, String> {
+    World::new(seed, broken).spooling(seed, faults).run().map_err(|problem| format!("seed {seed}: {problem}"))
 }
 
 fn seeds() -> std::ops::Range<u64> {
@@ -152,4 +158,64 @@ fn markers_placed_after_their_hold_are_caught() {
     // Where nothing was written while the place was reserved, late is not too late.
     let caught = caught(Broken::LateMarkers);
     assert!(caught > 30, "{caught}");
+}
+
+/// Invariants as everywhere: what is in a spool that fails, is torn or full is a gap or comes again, never a hole. The spool
+/// of every other seed fails now and then.
+#[test]
+fn what_waits_in_the_spool_is_exact_whatever_happens() {
+    for faults in [0, 8] {
+        let mut totals = world::Totals::default();
+        for seed in seeds().filter(|seed| seeds().count() == 1 || seed % 2 == faults / 8) {
+            match run_spooling(seed, Broken::Nothing, faults) {
+                Ok(run) => totals.add(&run),
+                Err(problem) => panic!("{faults} faults: {problem}"),
+            }
+        }
+        println!("{faults} faults: {:?}, gates told {} times", totals.spool, totals.synced);
+        if seeds().count() >= 2000 {
+            assert!(totals.synced > 1000, "gates were told {} times", totals.synced);
+            // Frames written, read, processes that went on from the spool, times it was entered and full.
+            let [written, read, taken_over, entered, full, failures @ ..] = totals.spool;
+            assert!(written > 10_000 && read > 2000 && taken_over > 75, "{:?}", totals.spool);
+            assert!(entered > 250 && full > 100, "{:?}", totals.spool);
+            let often = |count: &u64| if faults > 0 { *count > 20 } else { *count == 0 };
+            assert!(failures.iter().all(often), "{:?}", totals.spool);
+        }
+    }
+}
+
+#[test]
+fn a_spool_that_loses_a_frame_is_caught() {
+    let caught = (0..300).filter(|seed| run_spooling(*seed, Broken::SpoolLoses, 0).is_err()).count();
+    assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn a_spool_that_swaps_frames_is_caught() {
+    let caught = (0..300).filter(|seed| run_spooling(*seed, Broken::SpoolSwaps, 0).is_err()).count();
+    assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn a_spool_that_forgets_what_it_held_is_caught() {
+    let caught = (0..900).filter(|seed| run_spooling(*seed, Broken::SpoolForgets, 0).is_err()).count();
+    assert!(caught > 20, "{caught}");
+}
+
+#[test]
+fn a_spool_that_counts_as_acknowledged_is_caught() {
+    let caught = (0..300).filter(|seed| run_spooling(*seed, Broken::SpoolAcknowledges, 0).is_err()).count();
+    assert!(caught > 20, "{caught}");
+}
+
+/// Seed 935 of eight faults, made small.
+#[test]
+fn what_a_disk_lost_and_has_again_is_read_again_though_nobody_heard_of_it() {
+    let run = |seed, broken| World::new(seed, broken).spooling(seed, 0).lose_an_end_unheard();
+    for seed in 0..50 {
+        run(seed, Broken::Nothing).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+    }
+    let caught = (0..50).filter(|seed| run(*seed, Broken::GrowthUnmarked).is_err()).count();
+    assert_eq!(caught, 50, "a map without marks is caught");
 }

@@ -2,6 +2,7 @@
 
 mod guest;
 mod holds;
+mod spooling;
 mod trouble;
 mod verify;
 
@@ -17,9 +18,10 @@ use super::appliance::Appliance;
 use super::checker::{Image, Moment, check};
 use super::kernel::{BLOCKS, DISKS, FakeControl, FakeMaps, FakeRing, Pinned, SECTORS, Shared, Write};
 use super::random::Random;
+use super::spool::FakeSpool;
 use crate::capture::Slot;
 use crate::engine::copy::PieceBytes;
-use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadContent, ReadRequest};
+use crate::engine::{DiskConfig, Engine, Kernel, MarkerRequest, Notice, ReadContent, ReadRequest, Synced};
 use verify::Verifies;
 
 /// Deliberately broken variants: the checker must fail on each.
@@ -46,6 +48,16 @@ pub(super) enum Broken {
     WrongTemplate,
     /// Markers are placed where the ring ends when their hold is over.
     LateMarkers,
+    /// A frame is missing in what is read from the spool, and nobody looks.
+    SpoolLoses,
+    /// Two frames have changed places there.
+    SpoolSwaps,
+    /// A new process finds an empty spool that seems never to have been used.
+    SpoolForgets,
+    /// The gates are told that what the spool has written is acknowledged.
+    SpoolAcknowledges,
+    /// A map that grows has no marks of what it gained.
+    GrowthUnmarked,
 }
 
 /// How often the interesting things happened.
@@ -78,6 +90,11 @@ pub(super) struct Totals {
     pieces_offered: u64,
     pieces_named: u64,
     offers_withdrawn: u64,
+    /// Times the gates were told that everything up to a place is acknowledged.
+    pub(super) synced: u64,
+    /// Of the spool: frames written, read, processes that went on from it, times entered, full, failed writes, failed
+    /// reads, torn.
+    pub(super) spool: [u64; 8],
 }
 
 impl Totals {
@@ -136,6 +153,10 @@ impl Totals {
         self.pieces_offered += other.pieces_offered;
         self.pieces_named += other.pieces_named;
         self.offers_withdrawn += other.offers_withdrawn;
+        self.synced += other.synced;
+        for (sum, count) in self.spool.iter_mut().zip(other.spool) {
+            *sum += count;
+        }
     }
 }
 
@@ -184,6 +205,12 @@ pub(super) struct World {
     believed: Image,
     /// Verifies are asked for; `None` leaves a world as it was before there were any.
     verify: Option<Verifies>,
+    /// No further writes come.
+    quieting: bool,
+    /// The spool, if there is one.
+    spool: Option<FakeSpool>,
+    /// What the gates were told last.
+    synced: Option<Synced>,
     flying: Vec<Flying>,
     /// A unit of the slow CPU whose program has begun: its write and the generation it saw.
     slow: Option<(Write, u32, bool)>,
@@ -195,6 +222,10 @@ pub(super) struct World {
     ring_bytes: u64,
     /// Misses are ten times as rare: more points outside gaps.
     calm: bool,
+    /// The tap discards what it reserved after its generation had ended. One that does not is still in use where an older
+    /// splitter loaded it: its late units are in the ring, and there a write may stand without one that was missed and
+    /// completed after the other was submitted.
+    looks_again: bool,
     splitter: Splitter,
     appliance: Appliance,
     /// When the template is published and when it is not.
@@ -229,12 +260,16 @@ impl World {
             believed: disks.clone(),
             disks,
             verify: None,
+            spool: None,
+            synced: None,
+            quieting: false,
             flying: Vec::new(),
             slow: None,
             splitter: Splitter::new(&pinned, broken),
             pinned,
             captures: 1,
             calm,
+            looks_again: false,
             ring_bytes,
             appliance,
             templates,
@@ -253,6 +288,11 @@ impl World {
     }
 
     pub(super) fn run(mut self) -> Result<Totals, String> {
+        if self.spool.is_some() {
+            // Where the first copy is still running, nothing is spooled.
+            self.quiesce()?;
+            self.quieting = false;
+        }
         let ticks = 200 + self.random.below(400);
         let (trouble, busy) = (self.random.below(12), 200 + self.random.below(500));
         for _ in 0..ticks {
@@ -282,6 +322,7 @@ impl World {
         self.totals.pieces_known += self.appliance.known;
         self.totals.pieces_offered += self.appliance.offered;
         self.totals.pieces_named += self.appliance.named;
+        self.count_spool();
         Ok(self.totals)
     }
 
@@ -313,7 +354,7 @@ impl World {
         for bits in pinned.pending.iter_mut().chain(&mut pinned.dirty) {
             bits[self.blocks..].fill(false);
         }
-        if before < self.blocks {
+        if before < self.blocks && self.broken != Broken::GrowthUnmarked {
             for bits in &mut pinned.pending {
                 bits[before - 1..self.blocks].fill(true);
             }
@@ -343,6 +384,8 @@ impl World {
 
     fn pump(&mut self) -> Result<(), String> {
         self.now_us += 1000;
+        self.work_spool();
+        self.check_synced()?;
         if !self.splitter.connected {
             if self.random.chance(150) {
                 self.connect()?;
@@ -355,7 +398,9 @@ impl World {
             self.step_engine()?;
         }
         self.read_disks()?;
-        for _ in 0..self.random.below(6) {
+        // Where there is a spool the link is slow, so that it is used.
+        let slow = self.spool.is_some() && !self.quieting && !self.random.chance(150);
+        for _ in 0..if slow { 0 } else { self.random.below(6) } {
             self.deliver()?;
         }
         if self.random.chance(300) {
@@ -393,6 +438,8 @@ impl World {
         self.with_engine(|engine, kernel| engine.step(kernel, now_us)).map_err(|error| error.to_string())?;
         while let Some(notice) = self.splitter.engine.next_notice() {
             match notice {
+                Notice::Spooling { begins } => self.totals.spool[3] += u64::from(begins),
+                Notice::SpoolLost { .. } => self.disconnect(),
                 Notice::MarkerPlaced { .. } => self.totals.markers += 1,
                 Notice::LineStarted { cause, .. } => {
                     self.totals.lines += 1;
@@ -545,6 +592,7 @@ impl World {
     // ---- the end -----------------------------------------------------------------------------------------------
 
     fn quiesce(&mut self) -> Result<(), String> {
+        self.quieting = true;
         if self.slow.is_some() {
             self.finish_slow();
         }

@@ -87,6 +87,14 @@ impl Bookmarks {
         }
     }
 
+    /// Frames are lost, and every marker that was placed behind them.
+    pub(super) fn lose_all(&mut self, reason: &str) {
+        let asked = self.asked.drain(..).map(|(_, _, reply)| reply);
+        for reply in asked.chain(self.placed.drain(..).map(|(_, reply)| reply)) {
+            let _ = reply.send(Err(reason.to_owned()));
+        }
+    }
+
     /// A gap opened: points in it are not offered.
     pub(super) fn lose(&mut self, gap_from: u64) {
         for (bookmark, reply) in self.placed.extract_if(.., |(bookmark, _)| bookmark.lsn >= gap_from) {

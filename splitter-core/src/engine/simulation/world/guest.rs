@@ -80,7 +80,7 @@ impl World {
         }
         let status = self.pinned.borrow().status;
         if self.slow.is_none() && status.mode == Mode::Full && self.random.chance(60) {
-            let two_parts = self.random.chance(600);
+            let two_parts = !self.looks_again && self.random.chance(600);
             if two_parts && !self.pinned.borrow_mut().append(status.generation, Record::Begin) {
                 return self.issue(write);
             }
@@ -126,8 +126,20 @@ impl World {
         self.next_id += 1;
         if generation != self.pinned.borrow().status.generation {
             self.totals.late_units += 1;
+            if self.looks_again {
+                return self.discard_late(write);
+            }
         }
         self.append_issue(write, generation, two_parts);
+    }
+
+    /// The tap's second look: the generation ended, the record is discarded, and the write is missed.
+    fn discard_late(&mut self, write: Write) {
+        let mut pinned = self.pinned.borrow_mut();
+        pinned.mark_dirty(&write);
+        pinned.status.drops += 1;
+        drop(pinned);
+        self.flying.push(Flying { write, silent: false, unseen: true, requeued: false });
     }
 
     pub(super) fn complete(&mut self, index: usize) {

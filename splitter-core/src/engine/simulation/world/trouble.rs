@@ -44,6 +44,7 @@ impl World {
         }
         self.splitter = Splitter::new(&self.pinned, self.broken);
         self.reserved = None;
+        self.open_spool();
     }
 
     fn reboot(&mut self) {
@@ -65,6 +66,9 @@ impl World {
             self.believed[slot][sector] = self.disks[slot][sector];
         }
         self.captures += 1;
+        if let Some(spool) = &mut self.spool {
+            spool.destroy();
+        }
         self.pinned = Pinned::new(self.captures, self.ring_bytes, self.blocks);
         self.kill_splitter();
     }
