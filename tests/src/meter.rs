@@ -1,4 +1,6 @@
-//! A relay in front of an appliance that counts what passes.
+//! A relay in front of an appliance that counts what passes, and lets no more of it pass than it is told to.
+
+#![expect(clippy::cast_precision_loss, reason = "bytes a second of a relay")]
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -26,6 +28,8 @@ pub struct Meter {
 struct Counts {
     up_bytes: AtomicU64,
     down_bytes: AtomicU64,
+    /// Bytes a second that pass to the target; 0: all.
+    up_rate: AtomicU64,
     ended: AtomicBool,
 }
 
@@ -55,6 +59,11 @@ impl Meter {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// From now on so many bytes a second pass to the target, of all connections one; 0: all.
+    pub fn throttle(&self, bytes_per_second: u64) {
+        self.counts.up_rate.store(bytes_per_second, Ordering::SeqCst);
     }
 
     /// Bytes that passed so far, both directions together.
@@ -115,6 +124,11 @@ fn pump(mut from: &TcpStream, to: &TcpStream, up: bool, delay: Duration, counts:
         };
         let counter = if up { &counts.up_bytes } else { &counts.down_bytes };
         counter.fetch_add(count as u64, Ordering::SeqCst);
+        let rate = if up { counts.up_rate.load(Ordering::SeqCst) } else { 0 };
+        if rate > 0 {
+            // What is not read waits with the sender.
+            thread::sleep(Duration::from_secs_f64(count as f64 / rate as f64));
+        }
         let bytes = buffer.get(..count).unwrap_or_default().to_vec();
         if sender.send((std::time::Instant::now() + delay, bytes)).is_err() {
             break;

@@ -32,7 +32,7 @@ fn overload_costs_history_and_never_the_application() {
     }
     let mut site = Site::start("overload").unwrap();
     let disk = LoopDisk::create(&site.path().join("disk"), 64 << 20).unwrap();
-    let splitter = site.add_splitter(VM, &["--ring-mib", "16"]).unwrap();
+    let splitter = site.add_splitter(VM, &["--ring-mib", "16", "--spool-mib", "0"]).unwrap();
     let options = Options {
         seed: 21,
         queue_depth: 4,
@@ -61,6 +61,7 @@ fn overload_costs_history_and_never_the_application() {
         // It is honest meanwhile: what the splitter cannot capture it says.
         let status = site.splitter(splitter).unwrap().status().unwrap();
         assert!(status["dropped"].as_u64().unwrap() > 0, "{status}");
+        assert_eq!(status["ladder"], "dirty-only", "{status}");
         site.appliance().unwrap().thaw().unwrap();
         // Capture and drops of the same sectors interleave: the load goes on until everything is protected again.
         std::thread::sleep(Duration::from_secs(3));

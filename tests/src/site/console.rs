@@ -47,6 +47,9 @@ pub struct Gap {
     pub to_lsn: Option<u64>,
     /// Why.
     pub cause: String,
+    /// More of it.
+    #[serde(default)]
+    pub detail: String,
 }
 
 impl Gap {
