@@ -116,8 +116,10 @@ struct Plan {
     in_flight: Vec<(u64, u64)>,
     errors: Vec<(u64, String)>,
     slowest: Duration,
-    /// Nothing is submitted while this is set.
-    paused: bool,
+    /// Nothing is submitted while this is set: since when.
+    paused: Option<Instant>,
+    /// How long all pauses took that are over: writes of that time are not made up for.
+    rested: Duration,
 }
 
 impl Workload {
@@ -146,7 +148,8 @@ impl Workload {
             in_flight: Vec::new(),
             errors: Vec::new(),
             slowest: Duration::ZERO,
-            paused: false,
+            paused: None,
+            rested: Duration::ZERO,
         };
         Ok(Self {
             disk: file,
@@ -169,7 +172,7 @@ impl Workload {
     /// Holds new submissions back and waits until nothing is in flight; [`Workload::resume`] goes on.
     pub fn pause(&self) {
         let mut plan = self.lock();
-        plan.paused = true;
+        plan.paused = plan.paused.or_else(|| Some(Instant::now()));
         while !plan.in_flight.is_empty() {
             plan = self.freed.wait(plan).unwrap_or_else(PoisonError::into_inner);
         }
@@ -177,7 +180,11 @@ impl Workload {
 
     /// Ends a [`Workload::pause`].
     pub fn resume(&self) {
-        self.lock().paused = false;
+        let mut plan = self.lock();
+        if let Some(since) = plan.paused.take() {
+            plan.rested += since.elapsed();
+        }
+        drop(plan);
         self.freed.notify_all();
     }
 
@@ -223,6 +230,7 @@ impl Workload {
         self.stop.store(false, Ordering::SeqCst);
         let began = Instant::now();
         let first = self.progress();
+        self.lock().rested = Duration::ZERO;
         std::thread::scope(|scope| {
             for _ in 0..self.options.queue_depth.max(1) {
                 scope.spawn(|| self.work(began, first));
@@ -286,9 +294,11 @@ impl Workload {
                 Some(_) => Duration::from_micros((planned - first) * 1_000_000 / self.options.rate),
             };
             let overlaps = |range: &(u64, u64)| range.0 < start_sector + sectors && start_sector < range.1;
-            if plan.paused || plan.in_flight.iter().any(overlaps) {
+            if plan.paused.is_some() || plan.in_flight.iter().any(overlaps) {
                 plan = self.freed.wait(plan).unwrap_or_else(PoisonError::into_inner);
-            } else if let Some(early) = due.checked_sub(began.elapsed()).filter(|early| !early.is_zero()) {
+            } else if let Some(early) =
+                (due + plan.rested).checked_sub(began.elapsed()).filter(|early| !early.is_zero())
+            {
                 plan = self.freed.wait_timeout(plan, early).unwrap_or_else(PoisonError::into_inner).0;
             } else {
                 break;
