@@ -84,7 +84,8 @@ async fn a_recovery_is_certified_and_the_journal_proves_itself_from_its_files() 
     assert!(!claimed.provenance.segments.is_empty() && claimed.provenance.head.lsn >= Lsn(at));
     claimed.content = *blake3::hash(&[]).as_bytes();
     assert!(!claimed.is_signed(&key, &certificate.signature));
-    assert_eq!(certify(&site, at, "disk-7").await.unwrap_err().code(), Code::FailedPrecondition);
+    let unknown = certify(&site, at, "disk-7").await.unwrap_err();
+    assert!(unknown.code() == Code::NotFound && unknown.message().contains("has no disk-7"), "{unknown}");
     assert_eq!(certify(&site, at, "").await.unwrap_err().code(), Code::InvalidArgument);
     assert_eq!(certify(&site, u64::MAX, "disk-1").await.unwrap_err().code(), Code::FailedPrecondition);
 
