@@ -183,6 +183,8 @@ pub struct Engine {
     pub(super) ring_used: u64,
     pub(super) inflight: InFlight,
     pub(super) disks: BTreeMap<Slot, Disk>,
+    /// Sizes that frames of this stream say, by disk, acknowledged or not; of others the journal's is the last word.
+    pub(super) said_bytes: BTreeMap<u32, u64>,
     pub(super) copy: Copy,
     /// Questions to send, each behind the frame with this number.
     pub(super) questions: VecDeque<(u64, HashQuestion)>,
@@ -497,6 +499,7 @@ impl Engine {
         self.lsn = end.lsn;
         self.batch = Batch::default();
         self.inflight.clear();
+        self.said_bytes.clear();
         self.barriers.clear();
         self.offered = Offered::default();
         self.copy.forget();

@@ -340,6 +340,7 @@ impl Engine {
         disk.size_bytes = size_bytes;
         self.close_batch();
         let lsn = self.next_lsn();
+        self.said_bytes.insert(disk_id, size_bytes);
         self.push_frame(Body::Resize(Resize { lsn, disk_id, size_bytes, boottime_us: self.now_us }));
         if size_bytes < old_bytes {
             // A read that reaches into what was cut off is void: its blocks would lie beyond the disk.

@@ -166,7 +166,9 @@ impl Engine {
     ) -> Result<(), EngineError> {
         for config in disks {
             if !self.disks.contains_key(&config.slot) {
-                let size_bytes = journaled_bytes(welcome, config);
+                // The journal may not have heard yet what is on its way.
+                let said = self.said_bytes.get(&config.id.0).copied();
+                let size_bytes = said.unwrap_or_else(|| journaled_bytes(welcome, config));
                 self.add_disk(kernel, &DiskConfig { size_bytes, ..*config })?;
             }
             self.resize_disk(kernel, config.slot, config.size_bytes)?;
