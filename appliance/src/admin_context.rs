@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::catalog::{Catalog, CatalogError, NewCertificate};
+use crate::clock::micros;
 use crate::data_dir::{DataDir, FileError, read_text, write_private};
 use crate::pki::{ADMIN_VALIDITY, Authority, AuthorityError, Role};
 
@@ -101,6 +102,6 @@ async fn usable(catalog: &Catalog, context: &AdminContext, now_us: u64) -> Resul
     let listed = catalog.certificates().await?.into_iter().find(|row| row.serial == serial);
     Ok(listed.is_some_and(|row| {
         let left_us = row.not_after_us().saturating_sub(now_us);
-        !row.revoked() && left_us > u64::try_from(ADMIN_VALIDITY.as_micros()).unwrap_or(u64::MAX) / 3
+        !row.revoked() && left_us > micros(ADMIN_VALIDITY) / 3
     }))
 }

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use super::views::{open_view, optional_disk};
 use super::{caller, catalog};
 use crate::catalog::{GrantRow, GrantedPoint, secret_hash};
-use crate::clock::now_us;
+use crate::clock::{micros, now_us};
 use crate::core::Core;
 use crate::enrolment::fresh;
 use crate::transport::Peer;
@@ -77,9 +77,9 @@ async fn create(core: &Arc<Core>, caller: &Peer, request: CreateGrantRequest) ->
     let of = GrantedPoint { vm: view.vm, disk, lsn: view.lsn, time_us: view.time_us, size_bytes };
     let grant = fresh(TokenKind::Grant, &core.authority);
     let now_us = now_us();
-    let expires_us = now_us.saturating_add(us(ttl));
+    let expires_us = now_us.saturating_add(micros(ttl));
     let row = GrantRow::new(grant.id.clone(), secret_hash(&grant.secret), of, now_us, expires_us);
-    core.catalog.add_grant(&row, us(KEEP_ENDED)).await.map_err(catalog)?;
+    core.catalog.add_grant(&row, micros(KEEP_ENDED)).await.map_err(catalog)?;
     let detail = format!("{} {disk} lsn:{}", grant.id, view.lsn);
     core.audit(&caller.role.uri(), "create grant", &view.vm_name, &detail).await;
     Ok(GrantReply {
@@ -100,10 +100,6 @@ async fn revoke(core: &Core, caller: &Peer, id: &str) -> Result<Empty, Status> {
     }
     core.audit(&caller.role.uri(), "revoke grant", id, "").await;
     Ok(Empty {})
-}
-
-fn us(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// `None` for a grant whose VM is gone.

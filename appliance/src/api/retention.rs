@@ -29,6 +29,17 @@ pub struct RetentionService {
     core: Arc<Core>,
 }
 
+/// That a policy of this name exists.
+pub(super) async fn has_policy(core: &Core, name: &str) -> Result<(), Status> {
+    let known = all(&core.catalog.policies().await.map_err(catalog)?);
+    if known.iter().any(|named| named.name == name) {
+        return Ok(());
+    }
+    Err(Status::not_found(format!(
+        "there is no policy named '{name}'; `tidemark policy list` shows those there are"
+    )))
+}
+
 impl RetentionService {
     /// Serves `core`.
     #[must_use]
@@ -84,13 +95,7 @@ impl RetentionService {
 
     async fn assign(&self, caller: &Peer, request: AssignPolicyRequest) -> Result<Empty, Status> {
         let vm = vm_named(&self.core, &request.vm)?;
-        let all = all(&self.core.catalog.policies().await.map_err(catalog)?);
-        if !all.iter().any(|named| named.name == request.policy) {
-            return Err(Status::not_found(format!(
-                "there is no policy named '{}'; `tidemark policy list` shows those there are",
-                request.policy
-            )));
-        }
+        has_policy(&self.core, &request.policy).await?;
         self.core.catalog.assign_policy(vm.id, &request.policy).await.map_err(catalog)?;
         self.core.audit(&caller.role.uri(), "assign policy", &vm.name, &request.policy).await;
         self.core.retention.wake();

@@ -10,11 +10,12 @@ use tidemark_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use super::retention::has_policy;
 use super::{caller, catalog, describe_vms};
 use crate::catalog::{AssignmentRow, MemberRow, SetRow};
 use crate::clock::now_us;
 use crate::core::Core;
-use crate::retention::{self, DEFAULT_POLICY};
+use crate::retention::DEFAULT_POLICY;
 use crate::sets::{self, Rule, Set, Tagged, reconcile, take_back_from};
 use crate::transport::Peer;
 
@@ -95,14 +96,9 @@ fn check_name(name: &str) -> Result<(), Status> {
     )))
 }
 
+/// That a policy exists; empty means none.
 async fn check_policy(core: &Core, policy: &str) -> Result<(), Status> {
-    let known = retention::all(&core.catalog.policies().await.map_err(catalog)?);
-    if policy.is_empty() || known.iter().any(|named| named.name == policy) {
-        return Ok(());
-    }
-    Err(Status::not_found(format!(
-        "there is no policy named '{policy}'; `tidemark policy list` shows those there are"
-    )))
+    if policy.is_empty() { Ok(()) } else { has_policy(core, policy).await }
 }
 
 fn no_set(name: &str) -> Status {
@@ -213,10 +209,10 @@ impl Looked {
         let noted = self.noted.iter().find(|row| row.set_name == set.name && row.vm() == Some(vm.vm.id));
         let others = self.sets.iter().filter(|other| other.name != set.name && other.has(vm));
         let own = self.assignments.iter().find(|row| row.is_of(vm.vm.id));
-        let by_set = self.sets.iter().find(|set| set.policy.is_some() && set.has(vm));
+        let by_set = sets::policy_of(&self.sets, vm);
         let (policy, policy_by) = match (own, by_set) {
             (Some(own), _) => (own.policy.clone(), "own".to_owned()),
-            (None, Some(set)) => (set.policy.clone().unwrap_or_default(), format!("set {}", set.name)),
+            (None, Some((set, policy))) => (policy.to_owned(), format!("set {}", set.name)),
             (None, None) => (DEFAULT_POLICY.to_owned(), DEFAULT_POLICY.to_owned()),
         };
         SetMember {

@@ -7,6 +7,7 @@ use tidemark_proto::limits::NAME_MAX_CHARS;
 use tidemark_proto::token::{TOKEN_ID_DIGITS, Token, TokenKind};
 
 use crate::catalog::{Catalog, CatalogError, TokenRow, secret_hash};
+use crate::clock::micros;
 use crate::pki::Authority;
 
 /// How long a token is valid unless told otherwise: long enough to walk to another terminal.
@@ -69,7 +70,7 @@ pub async fn create_token(
         _ => {}
     }
     let token = fresh(TokenKind::Enrolment, authority);
-    let expires_us = now_us.saturating_add(us(ttl));
+    let expires_us = now_us.saturating_add(micros(ttl));
     let row = TokenRow::new(
         token.id.clone(),
         secret_hash(&token.secret),
@@ -78,7 +79,7 @@ pub async fn create_token(
         now_us,
         expires_us,
     );
-    catalog.add_token(&row, us(KEEP_ENDED)).await?;
+    catalog.add_token(&row, micros(KEEP_ENDED)).await?;
     Ok(NewToken { token, expires_us })
 }
 
@@ -87,10 +88,6 @@ pub(crate) fn fresh(kind: TokenKind, authority: &Authority) -> Token {
     let id: [u8; TOKEN_ID_DIGITS / 2] = rand::random();
     let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
     Token { kind, id, secret: rand::random(), ca_sha256: authority.sha256() }
-}
-
-fn us(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// A VM's name, or a clone's, stands in commands, paths people type, and metrics.

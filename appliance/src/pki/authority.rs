@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use thiserror::Error;
 
 use super::{CA_VALIDITY, CLOCK_SKEW, Role};
+use crate::clock::micros;
 use crate::data_dir::{self, write_private};
 
 /// Bytes of a certificate request at most: a P-384 request with a few names is below 2 KiB. Longer ones are refused.
@@ -227,6 +228,5 @@ fn stamp(params: &mut CertificateParams, validity: Duration, now_us: u64) -> (St
     serial[0] = (serial[0] & 0x7f) | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     let text = serial.iter().map(|byte| format!("{byte:02x}")).collect();
-    let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-    (text, us(before), us(after))
+    (text, micros(before), micros(after))
 }

@@ -93,7 +93,7 @@ pub async fn assignments(core: &Core) -> Result<Vec<AssignmentRow>, CatalogError
     }
     for vm in candidates(&core.catalog, &core.fleet).await? {
         if !assignments.iter().any(|row| row.is_of(vm.vm.id))
-            && let Some(policy) = policy_of(&sets, &vm)
+            && let Some((_, policy)) = policy_of(&sets, &vm)
         {
             assignments.push(AssignmentRow::new(vm.vm.id, policy.to_owned()));
         }
@@ -101,11 +101,8 @@ pub async fn assignments(core: &Core) -> Result<Vec<AssignmentRow>, CatalogError
     Ok(assignments)
 }
 
-/// The policy that a VM has by its sets; `sets` by age.
+/// The set that gives a VM its policy, and the policy; `sets` by age.
 #[must_use]
-pub fn policy_of<'a>(sets: &'a [Set], vm: &Tagged) -> Option<&'a str> {
-    sets.iter()
-        .filter(|set| set.policy.is_some())
-        .find(|set| set.has(vm))
-        .and_then(|set| set.policy.as_deref())
+pub fn policy_of<'a>(sets: &'a [Set], vm: &Tagged) -> Option<(&'a Set, &'a str)> {
+    sets.iter().filter(|set| set.has(vm)).find_map(|set| Some((set, set.policy.as_deref()?)))
 }

@@ -7,7 +7,7 @@ use tidemark_proto::ids::VmId;
 use tokio::sync::Mutex;
 
 use super::{Set, Tagged, all, candidates, policy_of};
-use crate::catalog::{CatalogError, ChangeRow};
+use crate::catalog::{AssignmentRow, CatalogError, ChangeRow};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::retention::forget_note;
@@ -27,13 +27,12 @@ pub async fn reconcile(core: &Core, cause: &str) {
 
 /// The journal's copy of a VM's policy is for a lost catalog. What a set gave goes with the set, so the copy goes, too, unless
 /// another set or the VM itself has a policy.
-async fn take_back(core: &Core, sets: &[Set], vm: &Tagged) -> Result<(), CatalogError> {
-    let own = core.catalog.assignments().await?.iter().any(|row| row.is_of(vm.vm.id));
+async fn take_back(sets: &[Set], assignments: &[AssignmentRow], vm: &Tagged) {
+    let own = assignments.iter().any(|row| row.is_of(vm.vm.id));
     if !own && policy_of(sets, vm).is_none() {
         let vm = Arc::clone(&vm.vm);
         let _ = tokio::task::spawn_blocking(move || forget_note(&vm)).await;
     }
-    Ok(())
 }
 
 /// A set has no policy any more: takes back what it gave.
@@ -43,8 +42,9 @@ async fn take_back(core: &Core, sets: &[Set], vm: &Tagged) -> Result<(), Catalog
 pub async fn take_back_from(core: &Core, set: &str) -> Result<(), CatalogError> {
     let sets = all(&core.catalog).await?;
     let Some(set) = sets.iter().find(|known| known.name == set) else { return Ok(()) };
+    let assignments = core.catalog.assignments().await?;
     for vm in candidates(&core.catalog, &core.fleet).await?.iter().filter(|vm| set.has(vm)) {
-        take_back(core, &sets, vm).await?;
+        take_back(&sets, &assignments, vm).await;
     }
     Ok(())
 }
@@ -56,6 +56,7 @@ async fn look(core: &Core, cause: &str) -> Result<(), CatalogError> {
         return Ok(());
     }
     let vms = candidates(&core.catalog, &core.fleet).await?;
+    let assignments = core.catalog.assignments().await?;
     let now_us = now_us();
     let mut members: HashMap<(&str, VmId), &str> = HashMap::new();
     for set in &sets {
@@ -71,7 +72,7 @@ async fn look(core: &Core, cause: &str) -> Result<(), CatalogError> {
         }
         changed = true;
         if let Some(left) = vms.iter().find(|candidate| candidate.vm.id == vm) {
-            take_back(core, &sets, left).await?;
+            take_back(&sets, &assignments, left).await;
         }
         let change = ChangeRow::new(&row.set_name, &row.vm_name, now_us, false, cause);
         core.catalog.change_member(vm, &change).await?;
