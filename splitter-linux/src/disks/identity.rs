@@ -19,7 +19,7 @@ pub(crate) fn of(sys_folder: &Path, device_file: &Path) -> String {
     hardware(sys_folder)
         .or_else(|| loop_file(sys_folder))
         .or_else(|| content(&head(device_file)?))
-        .unwrap_or_else(|| format!("place:{}", place(sys_folder)))
+        .unwrap_or_else(|| of_place(sys_folder))
 }
 
 /// Whether a noted identity is that of a disk.
@@ -36,7 +36,9 @@ fn hardware(folder: &Path) -> Option<String> {
     if let Some(name) = attribute(folder, "wwid").or_else(|| attribute(&device, "wwid")) {
         return Some(format!("wwn:{}", one_line(&name)));
     }
-    let serial = attribute(folder, "serial").or_else(|| attribute(&device, "serial"))?;
+    let serial = attribute(folder, "serial")
+        .or_else(|| attribute(&device, "serial"))
+        .or_else(|| unit_serial(&std::fs::read(device.join("vpd_pg80")).ok()?))?;
     let words: Vec<String> = ["vendor", "model"]
         .iter()
         .filter_map(|name| attribute(&device, name))
@@ -46,6 +48,15 @@ fn hardware(folder: &Path) -> Option<String> {
         .map(|word| one_line(&word))
         .collect();
     Some(format!("serial:{}", words.join(":")))
+}
+
+/// The unit serial number page of a SCSI disk (SPC-4 §7.8.12: four bytes of header, the last two the length of the
+/// text). Disks of virtual machines often have it without a world-wide name.
+fn unit_serial(page: &[u8]) -> Option<String> {
+    let length = usize::from(u16::from_be_bytes([*page.get(2)?, *page.get(3)?]));
+    let text = String::from_utf8_lossy(page.get(4..)?.get(..length)?).into_owned();
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 fn one_line(text: &str) -> String {
@@ -58,6 +69,11 @@ fn loop_file(folder: &Path) -> Option<String> {
     let offset = number(&folder.join("loop"), "offset").unwrap_or(0);
     let inode = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
     Some(format!("loop:{path}:{inode}:{offset}"))
+}
+
+/// The name of its place, whatever else names the disk: an older splitter may have noted that.
+pub(crate) fn of_place(folder: &Path) -> String {
+    format!("place:{}", place(folder))
 }
 
 fn place(folder: &Path) -> String {
@@ -135,6 +151,14 @@ mod tests {
         assert!(!names("place:pci0000:00/0000:00:05.0/virtio3:2097152", found));
         assert!(!names("place:pci0000:00/0000:00:05.0/virtio2:x", found));
         assert!(!names("serial:disk:2097152", "serial:disk"));
+    }
+
+    #[test]
+    fn a_unit_serial_is_the_text_of_its_page() {
+        assert_eq!(unit_serial(b"\0\x80\0\x06more  trailing").as_deref(), Some("more"));
+        assert_eq!(unit_serial(b"\0\x80\0\x04\0\0  "), None);
+        assert_eq!(unit_serial(b"\0\x80\0\x09short"), None);
+        assert_eq!(unit_serial(b"\0\x80"), None);
     }
 
     #[test]
