@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Progress;
 use crate::clock::now_us;
+use crate::recovery::rfc3339;
 
 /// What others may ask of a live session.
 #[derive(Debug)]
@@ -107,9 +108,36 @@ pub struct Live {
     pub sync: Vec<v1::VmSync>,
     /// Why the last session ended, for people.
     pub last_end: Option<String>,
+    /// When a copy of the machine was refused last, and the name it gave itself.
+    copy: Option<(u64, String)>,
 }
 
+/// How long the alarm of a refused copy is shown.
+const COPY_SHOWN_US: u64 = 24 * 3600 * 1_000_000;
+
 impl Live {
+    /// A session begins: nothing is known of it yet but what outlives one.
+    pub(crate) fn begin(&mut self) {
+        let (sync, copy) = (std::mem::take(&mut self.sync), self.copy.take());
+        *self = Self { connected: true, sync, copy, ..Self::default() };
+    }
+
+    /// A copy of the machine was refused.
+    pub(crate) fn copy_refused(&mut self, now_us: u64, hostname: &str) {
+        self.copy = Some((now_us, hostname.to_owned()));
+    }
+
+    /// What an operator should know of copies.
+    #[must_use]
+    pub fn copy_text(&self, now_us: u64) -> Option<String> {
+        let (at_us, hostname) = self.copy.as_ref()?;
+        let recent = now_us.saturating_sub(*at_us) < COPY_SHOWN_US;
+        recent.then(|| {
+            let at = rfc3339(*at_us);
+            format!("a copy of this VM (host name '{hostname}') was refused at {at}: a clone, or a recovered copy, runs with a network")
+        })
+    }
+
     /// Takes the newest heartbeat.
     pub(crate) fn beat(&mut self, heartbeat: v1::Heartbeat, at: Instant) {
         self.progress.follow(&heartbeat, at);

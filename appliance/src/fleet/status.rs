@@ -45,7 +45,7 @@ pub fn vm_info(vm: &Vm, row: &VmRow, now_us: u64) -> VmInfo {
     }
     let open: Vec<&Gap> = timeline.gaps().iter().filter(|gap| gap.to.is_none()).collect();
     info.disks = journal.disks().into_iter().map(|disk| disk_info(&disk, &open, &live)).collect();
-    let (state, reason) = state(vm, row, &live, &timeline, &open, durable.lsn.0);
+    let (state, reason) = state(vm, row, &live, &timeline, &open, durable.lsn.0, now_us);
     info.state = state.into();
     info.reason = reason;
     info.sync = live.sync.into_iter().map(|volume| standing(volume, live.connected, now_us)).collect();
@@ -81,6 +81,7 @@ fn state(
     timeline: &Timeline,
     open: &[&Gap],
     durable_lsn: u64,
+    now_us: u64,
 ) -> (&'static str, String) {
     if let Some(reason) = &row.quarantine {
         return ("quarantined", reason.clone());
@@ -121,7 +122,7 @@ fn state(
     if timeline.horizon().is_none() {
         return ("initial-sync", "no heartbeat has confirmed a point yet".into());
     }
-    ("protected", String::new())
+    ("protected", live.copy_text(now_us).unwrap_or_default())
 }
 
 fn disk_list(gap: &Gap) -> String {
@@ -180,6 +181,9 @@ pub fn alarms(vms: &[VmInfo], space: &Space) -> Vec<Alarm> {
     for vm in vms {
         match vm.state.as_str() {
             "quarantined" | "error" => alarms.push(alarm(&vm.name, "critical", vm.reason.clone())),
+            "protected" if !vm.reason.is_empty() => {
+                alarms.push(alarm(&vm.name, "warning", vm.reason.clone()))
+            }
             "disconnected" => alarms.push(alarm(&vm.name, "warning", vm.reason.clone())),
             "dirty-only" | "resync" | "verify" => {
                 alarms.push(alarm(&vm.name, "warning", format!("a gap is open: {}", vm.reason)));

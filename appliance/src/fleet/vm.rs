@@ -112,10 +112,7 @@ impl Vm {
         if let Ok(mut session) = self.session.lock() {
             *session = Some(handle);
         }
-        self.update_live(|live| {
-            let sync = std::mem::take(&mut live.sync);
-            *live = Live { connected: true, sync, ..Live::default() };
-        });
+        self.update_live(Live::begin);
     }
 
     /// Ends session `id`, unless another has taken over, and fails the markers it owed.

@@ -35,6 +35,8 @@ pub(super) enum Refusal {
     Final(String),
     /// Nothing more is accepted from this VM until it is enrolled again.
     Quarantine(String),
+    /// This machine is a copy of one that is connected: nothing is accepted from it.
+    Copy(String),
 }
 
 /// A hello that was admitted.
@@ -70,8 +72,9 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         .map_err(|error| Refusal::Final(error.to_string()))?;
     let capture_id = check_fields(hello).map_err(Refusal::Final)?;
     let platform = hello.platform.clone().unwrap_or_default();
-    check_nonce(&row, &hello.nonce)?;
-    check_platform(&row, &platform)?;
+    if let Err(refusal) = check_nonce(&row, &hello.nonce).and_then(|()| check_platform(&row, &platform)) {
+        return Err(beside_original(vm, hello, &platform, refusal).await);
+    }
     end_rival(vm, hello, &platform).await?;
     let (journal, position, last_time_us) = settle(vm).await?;
     check_last_acked(hello.last_acked.as_ref(), &position)?;
@@ -180,6 +183,15 @@ fn check_platform(row: &VmRow, platform: &Platform) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// A machine that is not the one known, while that one is alive and in session: the session's splitter has proven the
+/// newest nonce, so it is this machine that is the copy, and the original must not lose its protection for it.
+async fn beside_original(vm: &Vm, hello: &Hello, platform: &Platform, refusal: Refusal) -> Refusal {
+    let Refusal::Quarantine(reason) = refusal else { return refusal };
+    let Some(original) = vm.session() else { return Refusal::Quarantine(reason) };
+    let same = original.boot_id == platform.boot_id && original.capture_id == hello.capture_id;
+    if !same && is_alive(&original).await { Refusal::Copy(reason) } else { Refusal::Quarantine(reason) }
 }
 
 /// Ends the live session of a VM whose splitter has come back, or finds that there are two splitters.

@@ -64,6 +64,8 @@ pub(super) enum End {
     Broken(String),
     /// Nothing more is accepted from the VM.
     Quarantine(String),
+    /// The machine is a copy of the one that is connected.
+    Copy { reason: String, hostname: String },
     /// The journal has to be opened again.
     JournalFailed(String),
 }
@@ -130,6 +132,10 @@ async fn begin<'a>(
         Refusal::Later(reason) => End::Goodbye { reason, retry: true },
         Refusal::Final(reason) => End::Goodbye { reason, retry: false },
         Refusal::Quarantine(reason) => End::Quarantine(reason),
+        Refusal::Copy(reason) => End::Copy {
+            reason,
+            hostname: hello.platform.as_ref().map(|platform| platform.hostname.clone()).unwrap_or_default(),
+        },
     })?;
     let (sender, commands) = mpsc::channel(COMMANDS_MAX);
     let id = NEXT_SESSION.fetch_add(1, Ordering::Relaxed);
@@ -195,6 +201,19 @@ async fn finish(core: &Core, vm: &Vm, end: End, outbound: &Outbound) {
             vm.close_session(&text, false);
             goodbye(outbound, &text, false).await;
         }
+        End::Copy { reason, hostname } => {
+            core.metrics.rejected("copy");
+            tracing::warn!(reason, hostname, "a copy of the VM was refused; the original goes on");
+            core.audit("appliance", "refuse a copy", &vm.name, &reason).await;
+            vm.update_live(|live| live.copy_refused(now_us(), &hostname));
+            let name = &vm.name;
+            let text = format!(
+                "this machine is a copy of '{name}', which is connected ({reason}): enrol it as a VM of its own, with a token of \
+                 `tidemark token create --vm NEW-NAME`; if this one takes its place, stop the other and use \
+                 `tidemark token create --vm {name} --replace`"
+            );
+            goodbye(outbound, &text, false).await;
+        }
         End::JournalFailed(reason) => {
             tracing::error!(reason, "stream ended: the journal failed and was opened again");
             goodbye(outbound, "the appliance's journal failed and is being opened again", true).await;
@@ -220,6 +239,7 @@ impl End {
             | Self::Goodbye { reason, .. }
             | Self::Broken(reason)
             | Self::Quarantine(reason)
+            | Self::Copy { reason, .. }
             | Self::JournalFailed(reason) => reason,
         }
     }
