@@ -72,9 +72,7 @@ pub(super) async fn admit(core: &Core, vm: &Arc<Vm>, hello: &Hello) -> Result<Ad
         .map_err(|error| Refusal::Final(error.to_string()))?;
     let capture_id = check_fields(hello).map_err(Refusal::Final)?;
     let platform = hello.platform.clone().unwrap_or_default();
-    if let Err(refusal) = check_nonce(&row, &hello.nonce).and_then(|()| check_platform(&row, &platform)) {
-        return Err(beside_original(vm, hello, &platform, refusal).await);
-    }
+    check_machine(vm, &row, hello, &platform).await?;
     end_rival(vm, hello, &platform).await?;
     let (journal, position, last_time_us) = settle(vm).await?;
     check_last_acked(hello.last_acked.as_ref(), &position)?;
@@ -185,13 +183,18 @@ fn check_platform(row: &VmRow, platform: &Platform) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// A machine that is not the one known, while that one is alive and in session: the session's splitter has proven the
-/// newest nonce, so it is this machine that is the copy, and the original must not lose its protection for it.
-async fn beside_original(vm: &Vm, hello: &Hello, platform: &Platform, refusal: Refusal) -> Refusal {
-    let Refusal::Quarantine(reason) = refusal else { return refusal };
-    let Some(original) = vm.session() else { return Refusal::Quarantine(reason) };
-    let same = original.boot_id == platform.boot_id && original.capture_id == hello.capture_id;
-    if !same && is_alive(&original).await { Refusal::Copy(reason) } else { Refusal::Quarantine(reason) }
+/// Whether this is the machine that is known. Another one, while that is alive and in session, is a copy: the session
+/// has proven the newest nonce on the platform that is known, so the original must not lose its protection for it. With
+/// the same platform and an old nonce either may be the copy, and neither is believed.
+async fn check_machine(vm: &Vm, row: &VmRow, hello: &Hello, platform: &Platform) -> Result<(), Refusal> {
+    let other = check_platform(row, platform);
+    if let (Err(Refusal::Quarantine(reason)), Some(original)) = (&other, vm.session()) {
+        let same = original.boot_id == platform.boot_id && original.capture_id == hello.capture_id;
+        if !same && is_alive(&original).await {
+            return Err(Refusal::Copy(reason.clone()));
+        }
+    }
+    check_nonce(row, &hello.nonce).and(other)
 }
 
 /// Ends the live session of a VM whose splitter has come back, or finds that there are two splitters.

@@ -248,6 +248,20 @@ async fn an_unsaved_nonce_keeps_the_old_one_good() {
     guest.connect(&site).await.unwrap();
 }
 
+/// A splitter that is alive.
+fn keep_talking(stream: &Stream) -> tokio::task::JoinHandle<()> {
+    let sender = stream.sender.clone();
+    tokio::spawn(async move {
+        loop {
+            let ping = splitter_message::Body::Ping(Ping { boottime_ns: 1, ..Ping::default() });
+            if sender.send(tidemark_proto::v1::SplitterMessage { body: Some(ping) }).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    })
+}
+
 #[tokio::test]
 async fn the_same_splitter_takes_over_and_two_live_ones_are_both_stopped() {
     let site = Site::start().await;
@@ -262,20 +276,22 @@ async fn the_same_splitter_takes_over_and_two_live_ones_are_both_stopped() {
     // Another boot with the newest nonce, while the first keeps talking.
     let mut clone = guest.clone();
     clone.platform.boot_id = "boot-2".into();
-    let sender = second.sender.clone();
-    let talk = tokio::spawn(async move {
-        loop {
-            let ping = splitter_message::Body::Ping(Ping { boottime_ns: 1, ..Ping::default() });
-            if sender.send(tidemark_proto::v1::SplitterMessage { body: Some(ping) }).await.is_err() {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-    });
+    let talk = keep_talking(&second);
     let refused = clone.connect(&site).await.err().unwrap();
     assert!(refused.reason.contains("two of its splitters"), "{refused:?}");
     let goodbye = second.goodbye().await;
     assert!(goodbye.reason.contains("quarantined"), "{goodbye:?}");
+    talk.abort();
+
+    // A copy that was given an identity of its own is refused by itself.
+    let (mut guest, mut original) = protected(&site, "c").await;
+    let mut copy = guest.clone();
+    (copy.platform.boot_id, copy.platform.dmi_uuid) = ("boot-2".into(), "another".into());
+    let (talk, refused) = (keep_talking(&original), copy.connect(&site).await.err().unwrap());
+    assert!(!refused.retry && refused.reason.contains("DMI UUID"), "{refused:?}");
+    let frame = guest.write(0, vec![2; 512]);
+    original.frame(frame).await;
+    original.acked(guest.seq).await;
     talk.abort();
 
     // A silent rival is dead: a reset machine comes back while its old connection still looks open.
