@@ -29,6 +29,11 @@ pub enum Request {
         /// Device nodes.
         paths: Vec<PathBuf>,
     },
+    /// Protect every disk of the machine from now on, also those that are added later.
+    ProtectAll {
+        /// Patterns of those to leave out.
+        except: Vec<String>,
+    },
     /// Protect this disk no longer.
     Unprotect {
         /// Device node.
@@ -45,6 +50,8 @@ pub enum Request {
         /// For how many seconds they wait, with `hold`.
         hold_max_s: u32,
     },
+    /// Protect no disk any longer, nor one that is added later.
+    UnprotectAll,
     /// Place a bookmark in this VM's stream.
     Bookmark {
         /// Its name.
@@ -106,11 +113,17 @@ pub struct Status {
     /// Why nothing is accepted from this splitter, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quarantined: Option<String>,
+    /// Every disk is to be protected, but those that match one of these patterns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all_except: Option<Vec<String>>,
     /// Protected disks.
     pub disks: Vec<DiskStatus>,
     /// Volumes that are to be in synchronous mode.
     #[serde(default)]
     pub volumes: Vec<VolumeStatus>,
+    /// Disks that `protect --all` means and that cannot be protected.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedDisk>,
     /// Newest LSN given.
     pub captured_lsn: u64,
     /// Newest LSN durable at the appliance.
@@ -140,6 +153,15 @@ pub struct Status {
     pub rss_bytes: u64,
 }
 
+/// A disk that cannot be protected, in [`Status`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedDisk {
+    /// Device node.
+    pub path: PathBuf,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
 /// One disk in [`Status`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskStatus {
@@ -149,8 +171,11 @@ pub struct DiskStatus {
     pub path: PathBuf,
     /// `async`; synchronous mode is one of volumes.
     pub mode: String,
-    /// `initial-sync`, `protected`, `dirty-only`, `resync`, `verify`, or `waiting` before the first session.
+    /// `initial-sync`, `protected`, `dirty-only`, `resync`, `verify`, `missing`, or `waiting` before the first session.
     pub state: String,
+    /// Why it is missing.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Bytes that must be read again.
     pub dirty_bytes: u64,
     /// Bytes read, and sent or known to the appliance, under the present gap.

@@ -104,6 +104,15 @@ fn state(
             .flat_map(|beat| &beat.disks)
             .any(|disk| DiskState::try_from(disk.state).is_ok_and(|state| state == wanted))
     };
+    if let Some(missing) = live.heartbeat.iter().flat_map(|beat| &beat.missing).next() {
+        return (
+            "error",
+            format!(
+                "the protected disk {} is missing in the machine ({}); points of the other disks are recoverable with --disk",
+                missing.path, missing.reason
+            ),
+        );
+    }
     if reports(DiskState::DirtyOnly) {
         return ("dirty-only", "writes are noted and not captured until the splitter catches up".into());
     }
@@ -134,8 +143,11 @@ fn disk_info(disk: &tidemark_journal::DiskRecord, open: &[&Gap], live: &Live) ->
     let report =
         live.heartbeat.iter().flat_map(|beat| &beat.disks).find(|status| status.disk_id == disk.id.0);
     let reported = report.and_then(|status| DiskState::try_from(status.state).ok()).unwrap_or_default();
+    let mut missing = live.heartbeat.iter().flat_map(|beat| &beat.missing);
+    let is_missing = missing.any(|missing| missing.identity == disk.identity);
     let state = match (gap, live.connected) {
         (_, false) => "disconnected",
+        (_, true) if is_missing => "missing",
         (_, true) if reported == DiskState::DirtyOnly => "dirty-only",
         (Some(gap), true) if gap.cause == GapCause::InitialCopy as u32 => "initial-sync",
         (Some(_), true) if reported == DiskState::Verify => "verify",

@@ -228,6 +228,15 @@ impl Appender {
                 return Ok(());
             }
             frame::Body::Heartbeat(beat) => {
+                let long = |text: &String| text.len() > TEXT_MAX_BYTES;
+                let missing_fits = beat.missing.len() <= DISKS_MAX
+                    && beat
+                        .missing
+                        .iter()
+                        .all(|disk| ![&disk.identity, &disk.path, &disk.reason].into_iter().any(long));
+                if !missing_fits {
+                    return Err(invalid("a heartbeat with too many or too long texts"));
+                }
                 if beat.lsn != position.lsn.0 || beat.disks.len() > DISKS_MAX {
                     return Err(invalid(format!(
                         "a heartbeat at LSN {} where {} is the last",

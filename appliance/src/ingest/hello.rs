@@ -271,6 +271,8 @@ async fn add_disks(journal: &Arc<Journal>, disks: &[Disk]) -> Result<Vec<Disk>, 
     let (journal, mut disks) = (Arc::clone(journal), disks.to_vec());
     let added = tokio::task::spawn_blocking(move || {
         let known = journal.disks();
+        // The stream is the truth: a session may end between a resize and the note of it.
+        let timeline = journal.timeline();
         let mut next = known.iter().map(|disk| disk.id.0).max().unwrap_or(0);
         for disk in &mut disks {
             let record = known.iter().find(|record| record.identity == disk.identity);
@@ -283,7 +285,9 @@ async fn add_disks(journal: &Arc<Journal>, disks: &[Disk]) -> Result<Vec<Disk>, 
             };
             disk.disk_id = id.0;
             // A changed size comes as a Resize in the stream, at its place; only a new disk brings it here.
-            let size_bytes = record.map_or(disk.size_bytes, |record| record.size_bytes);
+            let size_bytes = record.map_or(disk.size_bytes, |record| {
+                timeline.newest_size(record.id).unwrap_or(record.size_bytes)
+            });
             let told =
                 DiskRecord { id, identity: disk.identity.clone(), path: disk.path.clone(), size_bytes };
             if record != Some(&told) {

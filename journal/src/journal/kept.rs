@@ -144,7 +144,7 @@ impl Journal {
             return None;
         }
         let snapshot = runs.kept.get(&lsn)?;
-        let disks = snapshot.kept.disks.iter();
+        let disks = snapshot.kept.disks.iter().filter(|disk| disk.size_bytes > 0);
         let disks = disks.map(|disk| ViewDisk { id: disk.id, size_bytes: disk.size_bytes }).collect();
         Some(View::of_images(Arc::clone(&self.source), Arc::clone(&snapshot.base), disks, runs.generation))
     }

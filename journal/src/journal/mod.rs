@@ -278,6 +278,8 @@ impl Journal {
         };
         timeline.check(lsn, &exact).map_err(refuse)?;
         let disks = exact.into_iter().map(|id| ViewDisk { id, size_bytes: timeline.size_at(id, lsn) });
+        // Size 0: its protection had ended by then.
+        let disks = disks.filter(|disk| disk.size_bytes > 0);
         let runs = self.runs();
         if runs.base.as_ref().is_some_and(|base| lsn < base.lsn) {
             // It was folded since the timeline was asked, which refuses it now.

@@ -87,6 +87,13 @@ impl Timeline {
         self.history.disks.get(&disk).is_some_and(|disk| disk.first_line.is_some_and(|line| line <= lsn))
     }
 
+    /// Bytes a disk has at the end of the stream, durable or not; `None` before its first size.
+    #[must_use]
+    pub fn newest_size(&self, disk: DiskId) -> Option<u64> {
+        let disk = self.history.disks.get(&disk)?;
+        disk.sizes.last().map(|(_, size)| *size)
+    }
+
     pub(crate) fn size_at(&self, disk: DiskId, lsn: Lsn) -> u64 {
         self.history.disks.get(&disk).map_or(0, |disk| disk.size_at(lsn))
     }

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use thiserror::Error;
 use tidemark_proto::ids::CaptureId;
 use tidemark_proto::pieces::HashKey;
-use tidemark_proto::v1::{DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, StreamPosition, frame::Body};
+use tidemark_proto::v1::{
+    DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, MissingDisk, StreamPosition, frame::Body,
+};
 
 use super::barrier::{Barrier, BarrierKind, MarkerRequest};
 use super::batch::Batch;
@@ -40,10 +42,12 @@ impl std::fmt::Debug for Kernel<'_> {
 }
 
 /// Plain settings of an engine.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Resident bytes of the splitter, as last measured by the driver; travels in heartbeats.
     pub rss_bytes: u64,
+    /// Disks that are to be protected and are not there; travels in heartbeats.
+    pub missing: Vec<MissingDisk>,
 }
 
 /// Something the driver should know.
@@ -424,6 +428,7 @@ impl Engine {
             dropped: report.dropped,
             rss_bytes: self.settings.rss_bytes,
             disks,
+            missing: self.settings.missing.clone(),
         };
         let seq = self.push_frame(Body::Heartbeat(body));
         if clean {

@@ -1,7 +1,8 @@
 //! Misses, lines and generations: one mechanism for everything that was not captured.
 
+use tidemark_proto::ids::DiskId;
 use tidemark_proto::limits::TEXT_MAX_BYTES;
-use tidemark_proto::v1::{GapCause, LineEnd, LineStart, Resize, frame::Body};
+use tidemark_proto::v1::{GapCause, LineEnd, LineStart, Resize, Welcome, frame::Body};
 
 use super::core::{Engine, EngineError, Kernel, Notice};
 use super::disk::{Disk, DiskConfig};
@@ -306,19 +307,93 @@ impl Engine {
         self.disks.insert(config.slot, Disk::new(config.id, config.size_bytes));
         if config.fresh {
             self.mark_whole(kernel.dirty, config.slot)?;
-            let from = self.lsn.saturating_add(1);
+            // Of a disk with a history the counters that could have spoken for its last writes are gone.
+            let known = config.cause != GapCause::InitialCopy;
+            let from = if known { self.clean_lsn } else { self.lsn }.saturating_add(1);
             self.start_line(kernel.dirty, &[config.slot], config.cause, from, String::new());
         }
         Ok(())
     }
 
-    /// Forgets a disk. Units of it that are still in the ring are passed over.
-    pub fn remove_disk(&mut self, slot: Slot) {
+    /// Ends the protection of a disk: from here on no point has it. Units of it that are still in the ring are passed
+    /// over.
+    pub fn remove_disk(&mut self, kernel: &Kernel<'_>, slot: Slot) {
+        self.look(kernel.ring);
+        if let Some(disk) = self.forget(slot) {
+            self.retire(disk.id, disk.gap_from.is_some());
+        }
+    }
+
+    /// Ends the protection of a disk that is [missing](Engine::lose_disk).
+    pub fn remove_missing_disk(&mut self, kernel: &Kernel<'_>, id: DiskId) {
+        self.look(kernel.ring);
+        if self.attached {
+            self.retire(id, true);
+        }
+    }
+
+    /// A disk is gone from the machine. What was captured last may not have reached it, and what has its name now may
+    /// be another disk: no point of it exists from the last clean heartbeat on, until it is back and compared.
+    pub fn lose_disk(&mut self, kernel: &Kernel<'_>, slot: Slot, detail: String) {
+        self.look(kernel.ring);
+        if let Some(disk) = self.forget(slot) {
+            self.say_missing(disk.id, disk.gap_from, detail);
+        }
+    }
+
+    /// A disk that is to be protected was not in the machine when the session began. `welcome` says what the journal
+    /// knows of it.
+    pub fn disk_missing(&mut self, kernel: &Kernel<'_>, welcome: &Welcome, id: DiskId, detail: String) {
+        self.look(kernel.ring);
+        let known = welcome.disks.iter().any(|disk| disk.disk_id == id.0 && disk.size_bytes > 0);
+        if self.attached && known && !welcome.open_gap_disks.contains(&id.0) {
+            self.say_missing(id, None, detail);
+        }
+    }
+
+    fn forget(&mut self, slot: Slot) -> Option<Disk> {
         self.close_batch();
-        self.disks.remove(&slot);
         self.inflight.forget_disk(slot);
         self.copy.forget_disk(slot);
         self.verify.forget_disk(slot);
+        self.disks.remove(&slot)
+    }
+
+    /// Size 0 is "no part of the machine". A gap that is open ends there: nothing is missing of what is not there.
+    fn retire(&mut self, id: DiskId, gap_open: bool) {
+        self.close_batch();
+        let boottime_us = self.now_us;
+        let lsn = self.next_lsn();
+        self.push_frame(Body::Resize(Resize { lsn, disk_id: id.0, size_bytes: 0, boottime_us }));
+        if gap_open {
+            let lsn = self.next_lsn();
+            self.push_frame(Body::LineEnd(LineEnd { lsn, disk_ids: vec![id.0], boottime_us }));
+        }
+    }
+
+    /// Opens the gap of a disk that is not there, unless the one that is open says as much.
+    fn say_missing(&mut self, id: DiskId, open_from: Option<u64>, mut detail: String) {
+        detail.truncate(detail.floor_char_boundary(TEXT_MAX_BYTES));
+        self.close_batch();
+        let gap_from = self.clean_lsn.saturating_add(1);
+        if open_from.is_some_and(|open| open <= gap_from) {
+            return;
+        }
+        let lsn = self.next_lsn();
+        let gap_from = gap_from.clamp(1, lsn);
+        // As after a reboot: capture of it ended, and when it begins anew all of the disk is compared.
+        let cause = GapCause::CaptureRestarted;
+        let body = LineStart {
+            lsn,
+            disk_ids: vec![id.0],
+            gap_from_lsn: gap_from,
+            cause: cause.into(),
+            detail: detail.clone(),
+            boottime_us: self.now_us,
+            dirty_bytes: 0,
+        };
+        self.push_frame(Body::LineStart(body));
+        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail });
     }
 
     /// The disk's size changed, and its dirty maps with it. What was added is copied; points before keep the old

@@ -54,7 +54,8 @@ fn chain_of(position: &StreamPosition) -> Result<ChainHash, Refusal> {
 
 /// The size that the journal has for a disk; no entry may lie beyond it before a resize.
 fn journaled_bytes(welcome: &Welcome, config: &DiskConfig) -> u64 {
-    let told = welcome.disks.iter().find(|disk| disk.disk_id == config.id.0 && disk.size_bytes > 0);
+    // 0: its protection had ended.
+    let told = welcome.disks.iter().find(|disk| disk.disk_id == config.id.0);
     told.map_or(config.size_bytes, |disk| disk.size_bytes)
 }
 
@@ -317,7 +318,8 @@ impl Engine {
             }
             // A new generation begins with a line, whatever is open already.
             if restarted || (pending || stray) && disk.gap_from.is_none() {
-                to_start.push((slot, config.fresh || disk.gap_from.is_some(), config.fresh, config.cause));
+                let first = config.fresh && config.cause == GapCause::InitialCopy;
+                to_start.push((slot, first || disk.gap_from.is_some(), config.fresh, config.cause));
             }
         }
         let from = self.clean_lsn.saturating_add(1);

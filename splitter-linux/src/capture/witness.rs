@@ -168,6 +168,16 @@ fn skipped(pinned: &Pinned, counts: &[u64]) -> u64 {
     counts.iter().zip(&meta.accepted_recursion).map(increase).min().unwrap_or(0)
 }
 
+/// What has the device number now may be another disk, whose writes were captured in the place of the one that is gone.
+fn same_disk(sys_path: &Path, meta: &SlotMeta) -> io::Result<()> {
+    let sequence = std::fs::read_to_string(sys_path.join("diskseq"))?;
+    if sequence.trim().parse() == Ok(meta.disk_sequence.load(Ordering::Acquire)) {
+        Ok(())
+    } else {
+        Err(io::Error::other("the disk was exchanged"))
+    }
+}
+
 /// Compares the counters of every disk.
 pub(crate) fn poll(pinned: &Pinned, witnesses: &mut Witnesses) -> io::Result<Witness> {
     let recursion = recursion(pinned)?;
@@ -179,6 +189,7 @@ pub(crate) fn poll(pinned: &Pinned, witnesses: &mut Witnesses) -> io::Result<Wit
         let (Some(meta), Some(counters)) = (pinned.slot_meta(*slot), pinned.counters(*slot)) else {
             continue;
         };
+        same_disk(sys_path, meta)?;
         let exact = meta.witness_exact.load(Ordering::Acquire) != 0;
         let counted = counts_io(sys_path);
         // `stat` is read first: what completes in between only lets the tap be ahead.

@@ -46,14 +46,23 @@ pub enum Command {
         no_start: bool,
     },
     /// Protect whole disks from now on, also while they are mounted and busy.
-    #[command(after_help = "Example:\n  tidemark-splitter protect /dev/vdb /dev/vdc --wait")]
+    #[command(
+        after_help = "Examples:\n  tidemark-splitter protect /dev/vdb /dev/vdc --wait\n  tidemark-splitter protect --all --except /dev/vdc --except 'serial:scratch-*'\n\n--all stays in force: a disk that is added to the running machine is protected by itself within seconds, beginning\nwith its first copy. Loop devices, network block devices and removable media are not meant. Whole disks are\nprotected: to leave out swap or scratch space, put it on a disk of its own and name that with --except."
+    )]
     Protect {
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
         /// Whole disks.
-        #[arg(required = true, value_name = "DISK")]
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DISK")]
         disks: Vec<PathBuf>,
+        /// Every disk of this machine, also those that are added later.
+        #[arg(long)]
+        all: bool,
+        /// With --all: leave out disks whose path, kernel name or identity (as in `status --json`) matches; `*` stands
+        /// for any characters, `?` for one. What is given replaces what was given before.
+        #[arg(long, value_name = "PATTERN", requires = "all")]
+        except: Vec<String>,
         /// Return only when the initial copy is complete at the appliance.
         #[arg(long)]
         wait: bool,
@@ -64,9 +73,12 @@ pub enum Command {
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
-        /// The disk.
-        #[arg(value_name = "DISK")]
-        disk: PathBuf,
+        /// The disk. While `protect --all` is in force it becomes an exception.
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DISK")]
+        disk: Option<PathBuf>,
+        /// Every disk, and end `protect --all`.
+        #[arg(long)]
+        all: bool,
     },
     /// Run the splitter (a service: speaks the systemd notify protocol, logs to standard error).
     #[command(after_help = "Example:\n  tidemark-splitter run --ring-mib 512")]

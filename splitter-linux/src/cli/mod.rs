@@ -30,8 +30,14 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
         Command::Enroll { appliance, token, state, no_start } => {
             enroll::enroll(&StateDir::new(&state), &appliance, &token, !no_start)
         }
-        Command::Protect { state, disks, wait } => protect::protect(&StateDir::new(&state), disks, wait),
-        Command::Unprotect { state, disk } => protect::unprotect(&StateDir::new(&state), disk),
+        Command::Protect { state, all: true, except, wait, .. } => {
+            protect::protect_all(&StateDir::new(&state), except, wait)
+        }
+        Command::Protect { state, disks, wait, .. } => protect::protect(&StateDir::new(&state), disks, wait),
+        Command::Unprotect { state, disk: Some(disk), .. } => {
+            protect::unprotect(&StateDir::new(&state), disk)
+        }
+        Command::Unprotect { state, disk: None, .. } => protect::unprotect_all(&StateDir::new(&state)),
         Command::Run(options) => crate::daemon::run(options, parts),
         Command::Mode { state, volume, mode, on_lapse, hold_max } => {
             mode::switch(&StateDir::new(&state), volume, mode, on_lapse, hold_max)

@@ -33,7 +33,41 @@ pub(super) fn protect(state: &StateDir, paths: Vec<PathBuf>, wait: bool) -> Resu
     Ok(())
 }
 
+pub(super) fn protect_all(state: &StateDir, except: Vec<String>, wait: bool) -> Result<()> {
+    state.identity()?;
+    match control::ask(state, &Request::ProtectAll { except: except.clone() }) {
+        Ok(_) => {}
+        Err(ControlError::NotRunning { .. }) if !wait => {
+            daemon::note_all(state, except)?;
+            return line(&format!("noted; protection starts with '{}'", service::start_command(state)));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    // The running splitter looks for disks at once; what it finds is in its status a moment later.
+    thread::sleep(POLL);
+    let status = current(state)?;
+    let status = if wait && !status.disks.is_empty() { wait_until(state, all_protected)? } else { status };
+    for disk in &status.disks {
+        line(&format!("{}: {}", disk.path.display(), disk.state))?;
+    }
+    match status.refused.as_slice() {
+        [] if status.disks.is_empty() => {
+            bail!("no disk of this machine is left to protect: see --except; one that is added later is protected")
+        }
+        [] => Ok(()),
+        [first, ..] => bail!("not protected: {}", first.reason),
+    }
+}
+
+fn all_protected(status: &Status) -> bool {
+    !status.disks.is_empty() && status.disks.iter().all(|disk| disk.state == "protected")
+}
+
 fn wait_protected(state: &StateDir, paths: &[PathBuf]) -> Result<()> {
+    wait_until(state, |status| paths.iter().all(|path| is_protected(status, path))).map(drop)
+}
+
+fn wait_until(state: &StateDir, done: impl Fn(&Status) -> bool) -> Result<Status> {
     loop {
         let status = current(state)?;
         if let Some(reason) = &status.quarantined {
@@ -42,8 +76,8 @@ fn wait_protected(state: &StateDir, paths: &[PathBuf]) -> Result<()> {
         if !status.running {
             bail!("the splitter stopped while waiting: see its log, then run it again");
         }
-        if paths.iter().all(|path| is_protected(&status, path)) {
-            return Ok(());
+        if done(&status) {
+            return Ok(status);
         }
         thread::sleep(POLL);
     }
@@ -61,6 +95,15 @@ pub(super) fn unprotect(state: &StateDir, path: PathBuf) -> Result<()> {
         Err(error) => return Err(error.into()),
     }
     line(&format!("{}: protected no longer; its history stays at the appliance", path.display()))
+}
+
+pub(super) fn unprotect_all(state: &StateDir) -> Result<()> {
+    match control::ask(state, &Request::UnprotectAll) {
+        Ok(_) => {}
+        Err(ControlError::NotRunning { .. }) => daemon::forget_all(state)?,
+        Err(error) => return Err(error.into()),
+    }
+    line("no disk is protected any longer; their history stays at the appliance")
 }
 
 pub(super) fn unload(state: &StateDir) -> Result<()> {

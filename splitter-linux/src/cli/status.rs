@@ -25,7 +25,17 @@ pub(super) fn status(state: &StateDir, json: bool) -> Result<()> {
         (None, true, true) => "connected".to_owned(),
     };
     line(&format!("{}: {connection}", status.vm))?;
-    for disk in &status.disks {
+    if let Some(except) = &status.all_except {
+        let but = if except.is_empty() { String::new() } else { format!(" but {}", except.join(", ")) };
+        line(&format!("  every disk is protected{but}, also one that is added"))?;
+    }
+    for disk in &status.refused {
+        line(&format!("  {}  NOT protected: {}", disk.path.display(), disk.reason))?;
+    }
+    for disk in status.disks.iter().filter(|disk| !disk.reason.is_empty()) {
+        line(&format!("  {}  {}: {}", disk.path.display(), disk.state, disk.reason))?;
+    }
+    for disk in status.disks.iter().filter(|disk| disk.reason.is_empty()) {
         line(&format!(
             "  {} {}  {}  {} MiB to read again",
             disk.id,
@@ -102,7 +112,9 @@ pub(super) fn utc(us: u64) -> String {
 }
 
 fn at_rest(state: &StateDir) -> Result<Status> {
-    let disks = state.disks()?.disks.into_iter().map(|disk| DiskStatus {
+    let noted = state.disks()?;
+    let all_except = noted.all.map(|all| all.except);
+    let disks = noted.disks.into_iter().map(|disk| DiskStatus {
         path: disk.path,
         mode: "async".into(),
         state: "waiting".into(),
@@ -111,6 +123,7 @@ fn at_rest(state: &StateDir) -> Result<Status> {
     Ok(Status {
         vm: state.identity()?.vm_name,
         quarantined: state.quarantine()?.map(|quarantine| quarantine.reason),
+        all_except,
         disks: disks.collect(),
         volumes: state.gates()?.volumes.into_iter().map(at_rest_volume).collect(),
         ..Status::default()

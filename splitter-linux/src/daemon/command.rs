@@ -66,8 +66,12 @@ pub(super) enum Command {
     VerifyAnswer(VerifyAnswer),
     /// Protect these disks.
     Protect { paths: Vec<PathBuf>, reply: Answer<()> },
+    /// Protect every disk, but those that match.
+    ProtectAll { except: Vec<String>, reply: Answer<()> },
     /// Protect this disk no longer.
     Unprotect { path: PathBuf, reply: Answer<()> },
+    /// Protect no disk any longer.
+    UnprotectAll { reply: Answer<()> },
     /// Report.
     Status { reply: oneshot::Sender<Status> },
     /// End the thread.

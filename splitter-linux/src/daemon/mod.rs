@@ -22,7 +22,7 @@ mod worker;
 pub(crate) use boottime::now_us;
 pub(crate) use handle::Handle;
 pub use parts::{KernelSide, Parts};
-pub use protection::{Attached, NoteError, attach, forget, note};
+pub use protection::{Attached, NoteError, attach, forget, forget_all, note, note_all};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -12,7 +12,7 @@ use tidemark_splitter_core::engine::DiskConfig;
 use super::disk_reader::Task;
 use crate::capture::{self, CaptureError, LinuxCapture, Origin, Settings};
 use crate::disks::{self, Disk};
-use crate::state::{Disks, ProtectedDisk, StateDir, StateError};
+use crate::state::{All, Disks, ProtectedDisk, StateDir, StateError};
 
 /// A disk under capture.
 #[derive(Debug)]
@@ -50,6 +50,31 @@ pub fn note(state: &StateDir, paths: &[PathBuf]) -> Result<(), NoteError> {
     Ok(state.store_disks(&wanted)?)
 }
 
+/// Notes that every disk is to be protected, without a running splitter.
+///
+/// # Errors
+/// When the state cannot be stored.
+pub fn note_all(state: &StateDir, except: Vec<String>) -> Result<(), NoteError> {
+    let _lock = state.lock()?;
+    let mut wanted = state.disks()?;
+    wanted.all = Some(All { except });
+    Ok(state.store_disks(&wanted)?)
+}
+
+/// Takes every disk from what is to be protected, without a running splitter. The capture ends.
+///
+/// # Errors
+/// When a volume is in synchronous mode, the state cannot be stored, or the capture not be taken down.
+pub fn forget_all(state: &StateDir) -> Result<(), NoteError> {
+    let _lock = state.lock()?;
+    if let Some(volume) = state.gates()?.volumes.first() {
+        return Err(NoteError::Gated(volume.path.clone()));
+    }
+    state.store_disks(&Disks::default())?;
+    capture::unload(&capture::name_for(state.root()))?;
+    Ok(())
+}
+
 /// Takes a disk from what is to be protected, without a running splitter. With the last one the capture ends.
 ///
 /// # Errors
@@ -61,7 +86,10 @@ pub fn forget(state: &StateDir, path: &Path) -> Result<(), NoteError> {
     if let Some(volume) = state.gates()?.volumes.first() {
         return Err(NoteError::Gated(volume.path.clone()));
     }
-    wanted.disks.remove(index);
+    let removed = wanted.disks.remove(index);
+    if let Some(all) = &mut wanted.all {
+        all.except.push(removed.identity);
+    }
     state.store_disks(&wanted)?;
     // The capture still holds it; the next start of the splitter takes it out.
     if wanted.disks.is_empty() {
@@ -167,6 +195,7 @@ pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError>
         wanted.disks.iter_mut().find(|known| disks::identity_names(&known.identity, &disk.identity))
     {
         known.path.clone_from(&disk.path);
+        known.size_bytes = disk.sectors.saturating_mul(512);
         return Ok(());
     }
     if wanted.disks.len() >= DISKS_MAX {
@@ -176,6 +205,7 @@ pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError>
         identity: disk.identity.clone(),
         path: disk.path.clone(),
         copied: false,
+        size_bytes: disk.sectors.saturating_mul(512),
     });
     Ok(())
 }
@@ -222,6 +252,7 @@ impl Protection {
                 .and_then(|disk| disks::refuse_nested(&disk, &protection.disks()).map(|()| disk));
             match found {
                 Ok(disk) => protection.add(disk, reads)?,
+                // The worker looks for it again, and says that it is missing.
                 Err(error) => {
                     tracing::warn!(disk = %known.path.display(), %error, "a protected disk cannot be captured")
                 }
@@ -276,6 +307,17 @@ impl Protection {
             changed.push((held.slot, sectors.saturating_mul(512)));
         }
         Ok(changed)
+    }
+
+    /// The disks that are not in the machine any more.
+    pub(super) fn gone(&self) -> Vec<(Slot, Disk)> {
+        let gone = self.held.iter().filter(|held| !held.disk.is_present());
+        gone.map(|held| (held.slot, held.disk.clone())).collect()
+    }
+
+    /// The place of a disk that is captured.
+    pub(super) fn slot_of(&self, identity: &str) -> Option<Slot> {
+        self.held.iter().find(|held| held.disk.identity == identity).map(|held| held.slot)
     }
 
     /// Stops capturing a disk.

@@ -91,6 +91,8 @@ fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -
         }
         Request::Protect { paths } => done(ask(worker, |reply| Command::Protect { paths, reply })),
         Request::Unprotect { path } => done(ask(worker, |reply| Command::Unprotect { path, reply })),
+        Request::ProtectAll { except } => done(ask(worker, |reply| Command::ProtectAll { except, reply })),
+        Request::UnprotectAll => done(ask(worker, |reply| Command::UnprotectAll { reply })),
         Request::Bookmark { name, consistency, allow_lower } => {
             bookmark(worker, name, &consistency, allow_lower)
         }

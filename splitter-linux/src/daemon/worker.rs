@@ -1,6 +1,8 @@
 //! The worker: the one owner of capture and engine.
 
 mod bookmarks;
+mod disks;
+mod presence;
 mod spooling;
 
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use tidemark_proto::v1::{SplitterMessage, StreamPosition, Welcome, splitter_message};
 use tidemark_splitter_core::engine::{
     Engine, EngineError, Kernel, Notice, Resumed, Settings, StatusReport, Synced,
@@ -21,14 +23,13 @@ use super::disk_reader::{self, Task};
 use super::handle::Handle;
 use super::hardening;
 use super::parts::{KernelSide, Parts};
-use super::protection::{self, Protection};
+use super::protection::Protection;
 use super::spooler::{self, Spooler};
-use crate::capture;
 use crate::control::{DiskStatus, Status};
-use crate::disks::{self, Disk};
-use crate::gate::{self, Gates};
+use crate::gate::Gates;
 use crate::state::{Disks, StateDir};
 use bookmarks::Bookmarks;
+use presence::Presence;
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
 /// would cost more than the write.
@@ -37,8 +38,6 @@ const SLEEP_MIN: Duration = Duration::from_micros(200);
 const SLEEP_MAX: Duration = Duration::from_millis(4);
 /// How often resident memory is measured.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the sizes of the disks are looked at: as often as a heartbeat.
-const SIZES_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands taken in one round at most, so that a flood of acknowledgements does not stop the ring's reader.
 const COMMANDS_MAX: usize = 256;
 
@@ -134,7 +133,7 @@ struct Worker {
     protocol: u32,
     bookmarks: Bookmarks,
     measured: Option<Instant>,
-    sizes_seen: Option<Instant>,
+    presence: Presence,
     resident_bytes: u64,
 }
 
@@ -172,7 +171,7 @@ impl Worker {
             protocol: 0,
             bookmarks: Bookmarks::new(hooks),
             measured: None,
-            sizes_seen: None,
+            presence: Presence::default(),
             resident_bytes: 0,
         };
         worker.open_spool();
@@ -194,7 +193,7 @@ impl Worker {
                 }
             }
             self.measure();
-            self.follow_sizes()?;
+            self.look_at_disks()?;
             self.publish();
             let more = self.step()?;
             self.spooler.hand_on(&mut self.engine);
@@ -294,6 +293,12 @@ impl Worker {
             Command::Protect { paths, reply } => {
                 let _ = reply.send(self.protect(&paths).map_err(|error| format!("{error:#}")));
             }
+            Command::ProtectAll { except, reply } => {
+                let _ = reply.send(self.protect_all(except).map_err(|error| format!("{error:#}")));
+            }
+            Command::UnprotectAll { reply } => {
+                let _ = reply.send(self.unprotect_all().map_err(|error| format!("{error:#}")));
+            }
             Command::Unprotect { path, reply } => {
                 let _ = reply.send(self.unprotect(&path).map_err(|error| format!("{error:#}")));
             }
@@ -307,10 +312,15 @@ impl Worker {
     }
 
     fn hello(&self) -> Option<HelloFacts> {
-        let protection = self.protection.as_ref().filter(|protection| !protection.held.is_empty())?;
+        let protection = self.protection.as_ref()?;
+        let mut disks = protection.hello();
+        disks.extend(self.missing_in_hello());
+        if disks.is_empty() {
+            return None;
+        }
         Some(HelloFacts {
             capture_id: protection.capture.capture_id().0.to_vec(),
-            disks: protection.hello(),
+            disks,
             last_acked: self.engine.last_acked(),
         })
     }
@@ -330,6 +340,7 @@ impl Worker {
         for held in &mut protection.held {
             held.fresh = false;
         }
+        self.welcomed_missing(welcome);
         match resumed {
             Resumed::Connection => tracing::info!("session established"),
             Resumed::Process => {
@@ -419,93 +430,16 @@ impl Worker {
         }
     }
 
-    fn protect(&mut self, paths: &[PathBuf]) -> Result<()> {
-        self.refuse_while_held()?;
-        let mut wanted = self.wanted.clone();
-        let mut found = Vec::with_capacity(paths.len());
-        let mut present = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
-        for path in paths {
-            let disk = Disk::inspect(path)?;
-            disks::refuse_nested(&disk, &present)?;
-            present.push(disk.clone());
-            protection::remember(&mut wanted, &disk)?;
-            found.push(disk);
-        }
-        if let Some(protection) = &mut self.protection {
-            for disk in found {
-                protection.add(disk, &self.reads)?;
-            }
-            self.follow_spool();
-        } else {
-            self.protection = Some(Protection::open(&self.state, self.ring_bytes, &wanted, &self.reads)?);
-            self.open_spool();
-        }
-        self.state.store_disks(&wanted)?;
-        self.wanted = wanted;
-        self.begin_session_anew();
-        Ok(())
-    }
-
-    fn unprotect(&mut self, path: &std::path::Path) -> Result<()> {
-        self.refuse_while_held()?;
-        let index = protection::position(&self.wanted, path)
-            .ok_or_else(|| protection::NoteError::NotProtected(path.to_owned()))?;
-        let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        if let Some(volume) = gate::on_disk(&self.gates, &real) {
-            let volume = volume.display();
-            bail!("{volume} lies on it and is in synchronous mode: switch it to async first");
-        }
-        let removed = self.wanted.disks.remove(index);
-        self.state.store_disks(&self.wanted)?;
-        if let Some(protection) = &mut self.protection
-            && let Some(slot) = protection.remove(&removed.identity, &self.reads)?
-        {
-            self.engine.remove_disk(slot);
-        }
-        if self.wanted.disks.is_empty() {
-            self.session = None;
-            self.engine = Engine::new();
-            self.protection = None;
-            self.spooler.close();
-            capture::unload(&capture::name_for(self.state.root()))?;
-        }
-        self.follow_spool();
-        self.begin_session_anew();
-        Ok(())
-    }
-
     fn begin_session_anew(&self) {
         self.restart.send_modify(|count| *count += 1);
-    }
-
-    /// A disk that grew or shrank is said in the stream, while there is one: a hello tells the size otherwise.
-    fn follow_sizes(&mut self) -> Result<(), EngineError> {
-        let Some(protection) = &mut self.protection else { return Ok(()) };
-        if self.session.is_none() || self.sizes_seen.is_some_and(|at| at.elapsed() < SIZES_INTERVAL) {
-            return Ok(());
-        }
-        self.sizes_seen = Some(Instant::now());
-        let changed = protection.follow_sizes().unwrap_or_else(|error| {
-            tracing::warn!(%error, "a disk's new size cannot be followed yet");
-            Vec::new()
-        });
-        let engine = &mut self.engine;
-        let mut outcome = Ok(());
-        for (slot, size_bytes) in changed {
-            self.kernel.lend(&mut protection.capture, &mut |kernel| {
-                outcome = engine.resize_disk(kernel, slot, size_bytes);
-            });
-            outcome?;
-            outcome = Ok(());
-        }
-        Ok(())
     }
 
     fn measure(&mut self) {
         if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_INTERVAL) {
             self.measured = Some(Instant::now());
             self.resident_bytes = hardening::resident_bytes();
-            self.engine.set_settings(Settings { rss_bytes: self.resident_bytes });
+            let missing = self.presence.missing.clone();
+            self.engine.set_settings(Settings { rss_bytes: self.resident_bytes, missing });
         }
     }
 
@@ -516,6 +450,8 @@ impl Worker {
             running: true,
             quarantined: self.state.quarantine().ok().flatten().map(|quarantine| quarantine.reason),
             rss_bytes: self.resident_bytes,
+            all_except: self.wanted.all.as_ref().map(|all| all.except.clone()),
+            refused: self.presence.refused.clone(),
             ..Status::default()
         };
         status.volumes = self.gates.status(now_us(), wall_us());
@@ -531,11 +467,18 @@ impl Worker {
         for known in &self.wanted.disks {
             let held = protection.held.iter().find(|held| held.disk.identity == known.identity);
             let disk = held.and_then(|held| report.disks.iter().find(|disk| disk.slot == held.slot));
+            let missing = self.presence.missing.iter().find(|missing| missing.identity == known.identity);
             status.disks.push(DiskStatus {
                 id: disk.map(|disk| disk.id.to_string()).unwrap_or_default(),
                 path: held.map_or_else(|| known.path.clone(), |held| held.disk.path.clone()),
                 mode: "async".to_owned(),
-                state: disk.map_or("waiting", |disk| state_word(disk.state)).to_owned(),
+                state: match (disk, missing) {
+                    (_, Some(_)) => "missing",
+                    (Some(disk), None) => state_word(disk.state),
+                    (None, None) => "waiting",
+                }
+                .to_owned(),
+                reason: missing.map(|missing| missing.reason.clone()).unwrap_or_default(),
                 dirty_bytes: disk.map_or(0, |disk| disk.dirty_bytes),
                 copied_bytes: disk.map_or(0, |disk| disk.copied_bytes),
                 sent_bytes: disk.map_or(0, |disk| disk.sent_bytes),

@@ -3,6 +3,8 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use wildmatch::WildMatch;
+
 use super::identity;
 use super::refusal::Refusal;
 use super::sysfs::{self, attribute, number};
@@ -76,12 +78,41 @@ impl Disk {
         }
     }
 
+    /// Whether it is in the machine, and not another one under its number.
+    #[must_use]
+    pub fn is_present(&self) -> bool {
+        let folder = self.sys_path();
+        folder.exists() && number(&folder, "diskseq").unwrap_or(0) == self.disk_sequence
+    }
+
     /// Its size now, in sectors; `None` when it is gone.
     #[must_use]
     pub fn present_sectors(&self) -> Option<u64> {
-        let folder = self.sys_path();
-        let same = number(&folder, "diskseq").unwrap_or(0) == self.disk_sequence;
-        number(&folder, "size").filter(|sectors| *sectors > 0 && same)
+        number(&self.sys_path(), "size").filter(|sectors| *sectors > 0 && self.is_present())
+    }
+
+    /// Whether `protect --all` means it: a disk of the machine. Not a loop device, nor what a network block client, a
+    /// user-space driver or a slot for removable media presents.
+    #[must_use]
+    pub fn is_of_the_machine(&self) -> bool {
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let made = ["loop", "nbd", "ublk", "fd", "sr"].iter().any(|kind| name.starts_with(kind));
+        !made && number(&self.sys_path(), "removable") != Some(1)
+    }
+
+    /// Whether one of the patterns (`*` any characters, `?` one) is its path, its kernel name or its identity.
+    #[must_use]
+    pub fn matches(&self, patterns: &[String]) -> bool {
+        let path = self.path.to_string_lossy();
+        let name = path.trim_start_matches("/dev/");
+        patterns
+            .iter()
+            .map(|pattern| WildMatch::new(pattern))
+            .any(|pattern| pattern.matches(&path) || pattern.matches(name) || pattern.matches(&self.identity))
+    }
+
+    fn sys_folder(&self) -> PathBuf {
+        self.sys_path().canonicalize().unwrap_or_else(|_| self.sys_path())
     }
 
     /// Its folder in sysfs.
@@ -137,6 +168,20 @@ fn duplicate(disk: &Disk) -> Option<Disk> {
     list().into_iter().find(|other| other.device != disk.device && other.identity == disk.identity)
 }
 
+/// What changes when a disk comes, goes or changes its medium: cheap to look at every second.
+#[must_use]
+pub fn fingerprint() -> Vec<(String, u64, bool)> {
+    let root = Path::new("/sys/block");
+    sysfs::names(root)
+        .into_iter()
+        .map(|name| {
+            let folder = root.join(&name);
+            let (sequence, size) = (number(&folder, "diskseq"), number(&folder, "size"));
+            (name, sequence.unwrap_or(0), size.unwrap_or(0) > 0)
+        })
+        .collect()
+}
+
 /// Every whole disk with a medium that is not stacked on others.
 #[must_use]
 pub fn list() -> Vec<Disk> {
@@ -160,7 +205,13 @@ pub fn list() -> Vec<Disk> {
 /// # Errors
 /// When there is none, or more than one.
 pub fn find(wanted: &str) -> Result<Disk, Refusal> {
-    let mut matching = list().into_iter().filter(|disk| identity::names(wanted, &disk.identity));
+    let is_it = |disk: &Disk| {
+        let by_place = || {
+            wanted.starts_with("place:") && identity::names(wanted, &identity::of_place(&disk.sys_folder()))
+        };
+        identity::names(wanted, &disk.identity) || by_place()
+    };
+    let mut matching = list().into_iter().filter(is_it);
     let disk = matching.next().ok_or_else(|| Refusal::Gone(wanted.to_owned()))?;
     match matching.next() {
         Some(other) => {

@@ -10,7 +10,7 @@ mod reader;
 mod refusal;
 pub(crate) mod sysfs;
 
-pub use disk::{Disk, find, list};
+pub use disk::{Disk, find, fingerprint, list};
 pub use feedback::refuse_feedback;
 pub use identity::names as identity_names;
 pub use machine::check as check_machine;

@@ -134,6 +134,6 @@ pub enum Refusal {
         kind: String,
     },
     /// No disk of that identity.
-    #[error("no disk is {0}: attach it, or unprotect it")]
+    #[error("no disk is {0}: attach it again, or end its protection with 'tidemark-splitter unprotect'")]
     Gone(String),
 }

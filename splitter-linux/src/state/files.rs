@@ -23,9 +23,21 @@ pub struct Identity {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disks {
+    /// Every disk is to be protected, also one that is added later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub all: Option<All>,
     /// In order of protection.
     #[serde(default, rename = "disk")]
     pub disks: Vec<ProtectedDisk>,
+}
+
+/// `protect --all`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct All {
+    /// Patterns of the disks that are left out: of their names or identities.
+    #[serde(default)]
+    pub except: Vec<String>,
 }
 
 /// One protected disk.
@@ -39,6 +51,9 @@ pub struct ProtectedDisk {
     /// An initial copy was complete once: a later one is named a restarted capture on the timeline.
     #[serde(default)]
     pub copied: bool,
+    /// Bytes it had when last seen; 0 in a file of an older splitter.
+    #[serde(default)]
+    pub size_bytes: u64,
 }
 
 /// `gates.toml`: the volumes that are to be in synchronous mode.

@@ -317,7 +317,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::state::ProtectedDisk;
+    use crate::state::{All, ProtectedDisk};
 
     fn identity() -> Identity {
         Identity {
@@ -338,11 +338,17 @@ mod tests {
         assert_eq!(state.identity().unwrap(), identity());
         assert_eq!(state.credentials().unwrap(), ("certificate\n".into(), key.into()));
         assert_eq!(state.disks().unwrap(), Disks::default());
-        let disks = Disks {
-            disks: vec![ProtectedDisk { identity: "serial:1".into(), path: "/dev/vdb".into(), copied: true }],
+        let disk = ProtectedDisk {
+            identity: "serial:1".into(),
+            path: "/dev/vdb".into(),
+            copied: true,
+            size_bytes: 512,
         };
-        state.store_disks(&disks).unwrap();
-        assert_eq!(state.disks().unwrap(), disks);
+        for all in [None, Some(All { except: vec!["sd*".into()] })] {
+            let disks = Disks { all, disks: vec![disk.clone()] };
+            state.store_disks(&disks).unwrap();
+            assert_eq!(state.disks().unwrap(), disks);
+        }
         for entry in fs::read_dir(state.root()).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0);

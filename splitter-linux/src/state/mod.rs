@@ -6,5 +6,5 @@
 mod files;
 mod folder;
 
-pub use files::{Disks, GatesFile, Identity, ProtectedDisk, Quarantine, SyncVolumeConfig};
+pub use files::{All, Disks, GatesFile, Identity, ProtectedDisk, Quarantine, SyncVolumeConfig};
 pub use folder::{DEFAULT_STATE, StateDir, StateError, StateLock};

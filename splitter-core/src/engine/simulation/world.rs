@@ -95,10 +95,11 @@ pub(super) struct Totals {
     /// Of the spool: frames written, read, processes that went on from it, times entered, full, failed writes, failed
     /// reads, torn.
     pub(super) spool: [u64; 8],
+    exchanges: u64,
 }
 
 impl Totals {
-    pub(super) fn counts(&self) -> [(&'static str, u64); 22] {
+    pub(super) fn counts(&self) -> [(&'static str, u64); 23] {
         [
             ("points", self.points),
             ("drops", self.drops),
@@ -122,6 +123,7 @@ impl Totals {
             ("pieces offered", self.pieces_offered),
             ("pieces named", self.pieces_named),
             ("offers withdrawn after they were made", self.offers_withdrawn),
+            ("disks that were gone for a while", self.exchanges),
         ]
     }
 
@@ -157,6 +159,7 @@ impl Totals {
         for (sum, count) in self.spool.iter_mut().zip(other.spool) {
             *sum += count;
         }
+        self.exchanges += other.exchanges;
     }
 }
 
@@ -233,6 +236,10 @@ pub(super) struct World {
     /// When writers are held, and the place reserved meanwhile.
     holds: Random,
     reserved: Option<holds::Reserved>,
+    /// When a disk goes and comes back, and what happens to it meanwhile.
+    exchanges: Random,
+    /// Disks that came back and were in no hello since.
+    returned: [bool; DISKS],
     to_appliance: VecDeque<ToAppliance>,
     to_splitter: VecDeque<ToSplitter>,
     moments: HashMap<u64, Moment>,
@@ -275,6 +282,8 @@ impl World {
             templates,
             holds: Random::new(seed ^ 0x686f_6c64),
             reserved: None,
+            exchanges: Random::new(seed ^ 0x676f_6e65),
+            returned: [false; DISKS],
             blocks: first_blocks,
             first_blocks,
             to_appliance: VecDeque::new(),
@@ -310,6 +319,9 @@ impl World {
             }
             if self.random.chance(30) {
                 self.notice_sizes()?;
+            }
+            if self.exchanges.chance(3) {
+                self.exchange();
             }
         }
         self.quiesce()?;
@@ -578,13 +590,14 @@ impl World {
                 slot: Slot(slot),
                 id: DiskId(u32::from(slot) + 1),
                 size_bytes: self.blocks as u64 * 4096,
-                fresh: false,
+                fresh: self.returned[usize::from(slot)],
                 cause,
             })
             .collect();
         self.with_engine(|engine, kernel| engine.welcomed(kernel, &welcome, &configs, now_us))
             .map_err(|error| error.to_string())?;
         self.splitter.connected = true;
+        self.returned = [false; DISKS];
         self.verify_again();
         Ok(())
     }

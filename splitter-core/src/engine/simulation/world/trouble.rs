@@ -1,6 +1,8 @@
 //! What goes wrong around the engine: connections, processes, the machine.
 
 use super::super::kernel::{BLOCKS, DISKS, Pinned};
+use crate::capture::Slot;
+
 use super::{Broken, Splitter, ToAppliance, ToSplitter, World};
 
 impl World {
@@ -24,6 +26,33 @@ impl World {
                 self.reboot();
             }
         }
+    }
+
+    /// A disk is taken from the machine and comes back, changed elsewhere, under a capture of its own.
+    pub(super) fn exchange(&mut self) {
+        let slot = self.exchanges.index(DISKS);
+        let waiting = self.slow.as_ref().map(|(write, _, _)| write);
+        let busy =
+            self.flying.iter().map(|flying| &flying.write).chain(waiting).any(|write| write.slot == slot);
+        // A capture of its own has a place of its own in the ring; here the place is the same, so nothing may wait there.
+        let drained = self.splitter.engine.at.position == self.pinned.borrow().producer;
+        if busy || !drained || !self.splitter.engine.attached || self.verify.is_some() {
+            return;
+        }
+        self.totals.exchanges += 1;
+        self.with_engine(|engine, kernel| engine.lose_disk(kernel, Slot(slot as u16), "gone".to_owned()));
+        for _ in 0..self.exchanges.below(5) {
+            let sector = self.exchanges.index(self.blocks * 8);
+            self.disks[slot][sector] = self.exchanges.below(1000) + 1;
+        }
+        self.believed[slot] = self.disks[slot].clone();
+        let mut pinned = self.pinned.borrow_mut();
+        let blocks = pinned.blocks;
+        pinned.dirty[slot].fill(false);
+        pinned.pending[slot][..blocks].fill(true);
+        drop(pinned);
+        self.returned[slot] = true;
+        self.disconnect();
     }
 
     pub(super) fn disconnect(&mut self) {
