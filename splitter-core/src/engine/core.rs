@@ -1,9 +1,9 @@
 //! The engine's state and its step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use thiserror::Error;
-use tidemark_proto::ids::CaptureId;
+use tidemark_proto::ids::{CaptureId, DiskId};
 use tidemark_proto::pieces::HashKey;
 use tidemark_proto::v1::{
     DiskStatus, Frame, GapCause, HashQuestion, Heartbeat, MissingDisk, StreamPosition, frame::Body,
@@ -189,6 +189,8 @@ pub struct Engine {
     pub(super) disks: BTreeMap<Slot, Disk>,
     /// Sizes that frames of this stream say, by disk, acknowledged or not; of others the journal's is the last word.
     pub(super) said_bytes: BTreeMap<u32, u64>,
+    /// Protected disks that are not in the machine: the gap of each is open, and no point of the whole machine exists.
+    pub(super) absent: BTreeSet<DiskId>,
     pub(super) copy: Copy,
     /// Questions to send, each behind the frame with this number.
     pub(super) questions: VecDeque<(u64, HashQuestion)>,
@@ -406,7 +408,8 @@ impl Engine {
             self.verify.beat();
         }
         let open = |disk: &Disk| disk.gap_from.is_some() || disk.stale_line;
-        let generation = self.kernel_generation.filter(|_| clean && !self.disks.values().any(open));
+        let whole = clean && self.absent.is_empty() && !self.disks.values().any(open);
+        let generation = self.kernel_generation.filter(|_| whole);
         let report = self.report(kernel);
         let disks = report
             .disks
@@ -507,6 +510,7 @@ impl Engine {
         self.said_bytes.clear();
         self.barriers.clear();
         self.offered = Offered::default();
+        self.absent.clear();
         self.copy.forget();
         self.questions.clear();
         self.verify.disconnected();

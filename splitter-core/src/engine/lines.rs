@@ -305,6 +305,7 @@ impl Engine {
     pub fn add_disk(&mut self, kernel: &mut Kernel<'_>, config: &DiskConfig) -> Result<(), EngineError> {
         self.look(kernel.ring);
         self.disks.insert(config.slot, Disk::new(config.id, config.size_bytes));
+        self.absent.remove(&config.id);
         if config.fresh {
             self.mark_whole(kernel.dirty, config.slot)?;
             // Of a disk with a history the counters that could have spoken for its last writes are gone.
@@ -327,6 +328,7 @@ impl Engine {
     /// Ends the protection of a disk that is [missing](Engine::lose_disk).
     pub fn remove_missing_disk(&mut self, kernel: &Kernel<'_>, id: DiskId) {
         self.look(kernel.ring);
+        self.absent.remove(&id);
         if self.attached {
             self.retire(id, true);
         }
@@ -337,6 +339,7 @@ impl Engine {
     pub fn lose_disk(&mut self, kernel: &Kernel<'_>, slot: Slot, detail: String) {
         self.look(kernel.ring);
         if let Some(disk) = self.forget(slot) {
+            self.absent.insert(disk.id);
             self.say_missing(disk.id, disk.gap_from, detail);
         }
     }
@@ -346,6 +349,9 @@ impl Engine {
     pub fn disk_missing(&mut self, kernel: &Kernel<'_>, welcome: &Welcome, id: DiskId, detail: String) {
         self.look(kernel.ring);
         let known = welcome.disks.iter().any(|disk| disk.disk_id == id.0 && disk.size_bytes > 0);
+        if self.attached && known {
+            self.absent.insert(id);
+        }
         if self.attached && known && !welcome.open_gap_disks.contains(&id.0) {
             self.say_missing(id, None, detail);
         }
@@ -364,6 +370,7 @@ impl Engine {
         self.close_batch();
         let boottime_us = self.now_us;
         let lsn = self.next_lsn();
+        self.said_bytes.insert(id.0, 0);
         self.push_frame(Body::Resize(Resize { lsn, disk_id: id.0, size_bytes: 0, boottime_us }));
         if gap_open {
             let lsn = self.next_lsn();

@@ -60,6 +60,12 @@ impl Engine {
     /// Why a marker placed now could not be recovered, if so.
     #[must_use]
     pub fn unrecoverable(&self, kernel: &Kernel<'_>) -> Option<&'static str> {
+        if self.attached && !self.absent.is_empty() {
+            return Some(
+                "a protected disk is missing in the machine: attach it again, or end its protection with \
+                 'tidemark-splitter unprotect'",
+            );
+        }
         if !self.attached || self.disks.is_empty() {
             return Some("no disk is protected");
         }
