@@ -173,6 +173,9 @@ pub struct DiskStatus {
     pub mode: String,
     /// `initial-sync`, `protected`, `dirty-only`, `resync`, `verify`, `missing`, or `waiting` before the first session.
     pub state: String,
+    /// What it is known by, wherever it is.
+    #[serde(default)]
+    pub identity: String,
     /// Why it is missing.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,

@@ -320,7 +320,7 @@ impl Engine {
     /// over.
     pub fn remove_disk(&mut self, kernel: &Kernel<'_>, slot: Slot) {
         self.look(kernel.ring);
-        if let Some(disk) = self.forget(slot) {
+        if let Some(disk) = self.forget_disk(slot) {
             self.retire(disk.id, disk.gap_from.is_some());
         }
     }
@@ -338,7 +338,7 @@ impl Engine {
     /// be another disk: no point of it exists from the last clean heartbeat on, until it is back and compared.
     pub fn lose_disk(&mut self, kernel: &Kernel<'_>, slot: Slot, detail: String) {
         self.look(kernel.ring);
-        if let Some(disk) = self.forget(slot) {
+        if let Some(disk) = self.forget_disk(slot) {
             self.absent.insert(disk.id);
             self.say_missing(disk.id, disk.gap_from, detail);
         }
@@ -357,7 +357,7 @@ impl Engine {
         }
     }
 
-    fn forget(&mut self, slot: Slot) -> Option<Disk> {
+    fn forget_disk(&mut self, slot: Slot) -> Option<Disk> {
         self.close_batch();
         self.inflight.forget_disk(slot);
         self.copy.forget_disk(slot);
@@ -400,7 +400,7 @@ impl Engine {
             dirty_bytes: 0,
         };
         self.push_frame(Body::LineStart(body));
-        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail });
+        self.notices.push_back(Notice::LineStarted { lsn, gap_from, cause, detail, dirty_bytes: 0 });
     }
 
     /// The disk's size changed, and its dirty maps with it. What was added is copied; points before keep the old

@@ -73,7 +73,8 @@ pub enum Command {
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,
-        /// The disk. While `protect --all` is in force it becomes an exception.
+        /// The disk: its path, or the identity of one that is missing. While `protect --all` is in force it becomes an
+        /// exception.
         #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "DISK")]
         disk: Option<PathBuf>,
         /// Every disk, and end `protect --all`.

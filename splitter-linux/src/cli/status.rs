@@ -118,6 +118,7 @@ fn at_rest(state: &StateDir) -> Result<Status> {
         path: disk.path,
         mode: "async".into(),
         state: "waiting".into(),
+        identity: disk.identity,
         ..DiskStatus::default()
     });
     Ok(Status {

@@ -82,14 +82,12 @@ pub fn forget_all(state: &StateDir) -> Result<(), NoteError> {
 pub fn forget(state: &StateDir, path: &Path) -> Result<(), NoteError> {
     let _lock = state.lock()?;
     let mut wanted = state.disks()?;
-    let index = position(&wanted, path).ok_or_else(|| NoteError::NotProtected(path.to_owned()))?;
+    let index = position(&wanted, path, &[]).ok_or_else(|| NoteError::NotProtected(path.to_owned()))?;
     if let Some(volume) = state.gates()?.volumes.first() {
         return Err(NoteError::Gated(volume.path.clone()));
     }
     let removed = wanted.disks.remove(index);
-    if let Some(all) = &mut wanted.all {
-        all.except.push(removed.identity);
-    }
+    leave_out(&mut wanted, removed.identity, path);
     state.store_disks(&wanted)?;
     // The capture still holds it; the next start of the splitter takes it out.
     if wanted.disks.is_empty() {
@@ -190,13 +188,12 @@ pub enum NoteError {
     TooMany,
 }
 
-pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError> {
-    if let Some(known) =
-        wanted.disks.iter_mut().find(|known| disks::identity_names(&known.identity, &disk.identity))
-    {
+/// Notes a disk as one to be protected, if it is not noted yet. The identity under which it is.
+pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<String, NoteError> {
+    if let Some(known) = wanted.disks.iter_mut().find(|known| disk.answers_to(&known.identity)) {
         known.path.clone_from(&disk.path);
         known.size_bytes = disk.sectors.saturating_mul(512);
-        return Ok(());
+        return Ok(known.identity.clone());
     }
     if wanted.disks.len() >= DISKS_MAX {
         return Err(NoteError::TooMany);
@@ -207,16 +204,32 @@ pub(super) fn remember(wanted: &mut Disks, disk: &Disk) -> Result<(), NoteError>
         copied: false,
         size_bytes: disk.sectors.saturating_mul(512),
     });
-    Ok(())
+    Ok(disk.identity.clone())
 }
 
-/// Index of the disk that a person names by a path: the present name, or the identity behind it.
-pub(super) fn position(wanted: &Disks, path: &Path) -> Option<usize> {
+/// Makes a disk whose protection ended an exception of `protect --all`, if that is in force: it would be protected
+/// again at once otherwise.
+pub(super) fn leave_out(wanted: &mut Disks, noted: String, path: &Path) {
+    let Some(all) = &mut wanted.all else { return };
+    // What was written to a disk without a name of its own may name it otherwise than it was noted.
+    let present = Disk::inspect(path).ok().filter(|disk| !disk.answers_to(&noted));
+    for identity in [Some(noted), present.map(|disk| disk.identity)].into_iter().flatten() {
+        if !all.except.contains(&identity) {
+            all.except.push(identity);
+        }
+    }
+}
+
+/// Index of the disk that a person names by a path: the disk there, under whatever identity it is noted or, as one of
+/// `captured`, held; one that is missing by the path it had or by its identity.
+pub(super) fn position(wanted: &Disks, path: &Path, captured: &[Disk]) -> Option<usize> {
     let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let identity = Disk::inspect(path).ok().map(|disk| disk.identity);
-    wanted.disks.iter().position(|disk| match &identity {
-        Some(identity) => disks::identity_names(&disk.identity, identity),
-        None => disk.path == path || disk.path == real,
+    let found = Disk::inspect(path).ok();
+    let held = found.as_ref().and_then(|disk| captured.iter().find(|held| held.is_same_device(disk)));
+    wanted.disks.iter().position(|known| match (held, &found) {
+        (Some(held), _) => known.identity == held.identity,
+        (None, Some(disk)) => disk.answers_to(&known.identity),
+        (None, None) => known.path == path || known.path == real || Path::new(&known.identity) == path,
     })
 }
 
@@ -276,7 +289,8 @@ impl Protection {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn add(&mut self, disk: Disk, reads: &mpsc::Sender<Task>) -> Result<(), CaptureError> {
-        if self.held.iter().any(|held| disks::identity_names(&held.disk.identity, &disk.identity)) {
+        let same = |held: &Held| held.disk.identity == disk.identity || held.disk.is_same_device(&disk);
+        if self.held.iter().any(same) {
             return Ok(());
         }
         let (slot, fresh) = hold(&mut self.capture, &disk)?;

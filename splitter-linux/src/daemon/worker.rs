@@ -478,6 +478,7 @@ impl Worker {
                     (None, None) => "waiting",
                 }
                 .to_owned(),
+                identity: known.identity.clone(),
                 reason: missing.map(|missing| missing.reason.clone()).unwrap_or_default(),
                 dirty_bytes: disk.map_or(0, |disk| disk.dirty_bytes),
                 copied_bytes: disk.map_or(0, |disk| disk.copied_bytes),

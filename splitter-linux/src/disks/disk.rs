@@ -100,15 +100,32 @@ impl Disk {
         !made && number(&self.sys_path(), "removable") != Some(1)
     }
 
-    /// Whether one of the patterns (`*` any characters, `?` one) is its path, its kernel name or its identity.
+    /// Whether one of the patterns (`*` any characters, `?` one) is its path, its kernel name or its identity, or it was
+    /// noted under that.
     #[must_use]
     pub fn matches(&self, patterns: &[String]) -> bool {
         let path = self.path.to_string_lossy();
         let name = path.trim_start_matches("/dev/");
-        patterns
-            .iter()
-            .map(|pattern| WildMatch::new(pattern))
-            .any(|pattern| pattern.matches(&path) || pattern.matches(name) || pattern.matches(&self.identity))
+        patterns.iter().any(|text| {
+            let pattern = WildMatch::new(text);
+            let texts = [path.as_ref(), name, self.identity.as_str()];
+            texts.into_iter().any(|text| pattern.matches(text)) || self.answers_to(text)
+        })
+    }
+
+    /// Whether it is the disk that was noted under this identity: by its name, or by its place. A disk that had no name
+    /// to an older splitter, or none before something was written to it, was noted by its place.
+    #[must_use]
+    pub fn answers_to(&self, noted: &str) -> bool {
+        let by_place =
+            || noted.starts_with("place:") && identity::names(noted, &identity::of_place(&self.sys_folder()));
+        identity::names(noted, &self.identity) || by_place()
+    }
+
+    /// Whether both are one disk that was in the machine all the time, whatever its content names it by now.
+    #[must_use]
+    pub fn is_same_device(&self, other: &Self) -> bool {
+        self.device == other.device && self.disk_sequence == other.disk_sequence
     }
 
     fn sys_folder(&self) -> PathBuf {
@@ -205,13 +222,7 @@ pub fn list() -> Vec<Disk> {
 /// # Errors
 /// When there is none, or more than one.
 pub fn find(wanted: &str) -> Result<Disk, Refusal> {
-    let is_it = |disk: &Disk| {
-        let by_place = || {
-            wanted.starts_with("place:") && identity::names(wanted, &identity::of_place(&disk.sys_folder()))
-        };
-        identity::names(wanted, &disk.identity) || by_place()
-    };
-    let mut matching = list().into_iter().filter(is_it);
+    let mut matching = list().into_iter().filter(|disk| disk.answers_to(wanted));
     let disk = matching.next().ok_or_else(|| Refusal::Gone(wanted.to_owned()))?;
     match matching.next() {
         Some(other) => {

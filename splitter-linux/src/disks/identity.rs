@@ -23,7 +23,7 @@ pub(crate) fn of(sys_folder: &Path, device_file: &Path) -> String {
 }
 
 /// Whether a noted identity is that of a disk.
-pub fn names(noted: &str, found: &str) -> bool {
+pub(crate) fn names(noted: &str, found: &str) -> bool {
     let place_only = || {
         let (place, sectors) = noted.strip_prefix("place:")?.rsplit_once(':')?;
         (!sectors.is_empty() && sectors.bytes().all(|byte| byte.is_ascii_digit())).then_some(place)

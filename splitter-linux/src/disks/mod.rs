@@ -12,7 +12,6 @@ pub(crate) mod sysfs;
 
 pub use disk::{Disk, find, fingerprint, list};
 pub use feedback::refuse_feedback;
-pub use identity::names as identity_names;
 pub use machine::check as check_machine;
 pub use nesting::refuse_nested;
 pub(crate) use reader::AlignedBuffer;

@@ -18,8 +18,12 @@ impl Worker {
         let mut found = Vec::with_capacity(paths.len());
         let mut present = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
         for path in paths {
-            let disk = Disk::inspect(path)?;
+            let mut disk = Disk::inspect(path)?;
             disks::refuse_nested(&disk, &present)?;
+            // What is captured already goes on under its name, whatever was written to it since.
+            if let Some(held) = present.iter().find(|held| held.is_same_device(&disk)) {
+                disk.identity.clone_from(&held.identity);
+            }
             present.push(disk.clone());
             found.push(disk);
         }
@@ -27,10 +31,10 @@ impl Worker {
     }
 
     /// Captures disks that were looked at, and stores that they are wanted.
-    pub(super) fn take_in(&mut self, found: Vec<Disk>) -> Result<()> {
+    pub(super) fn take_in(&mut self, mut found: Vec<Disk>) -> Result<()> {
         let mut wanted = self.wanted.clone();
-        for disk in &found {
-            protection::remember(&mut wanted, disk)?;
+        for disk in &mut found {
+            disk.identity = protection::remember(&mut wanted, disk)?;
         }
         if let Some(protection) = &mut self.protection {
             for disk in found {
@@ -59,15 +63,13 @@ impl Worker {
 
     pub(super) fn unprotect(&mut self, path: &Path) -> Result<()> {
         self.refuse_while_held()?;
-        let index = protection::position(&self.wanted, path)
+        let captured = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
+        let index = protection::position(&self.wanted, path, &captured)
             .ok_or_else(|| NoteError::NotProtected(path.to_owned()))?;
         self.refuse_under_gate(path)?;
         let mut wanted = self.wanted.clone();
         let removed = wanted.disks.remove(index);
-        if let Some(all) = &mut wanted.all {
-            // Otherwise it would be protected again at once.
-            all.except.push(removed.identity.clone());
-        }
+        protection::leave_out(&mut wanted, removed.identity.clone(), path);
         self.state.store_disks(&wanted)?;
         self.wanted = wanted;
         self.let_go(&removed)?;

@@ -81,6 +81,7 @@ impl Worker {
             }
         }
         if !gone.is_empty() {
+            self.follow_spool();
             self.presence.looks_left = LOOKS_AFTER_CHANGE;
             self.begin_session_anew();
         }
@@ -131,11 +132,12 @@ impl Worker {
             return;
         };
         let held = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
-        // One that looks like a disk which is captured is not that disk: it is refused below, with the reason.
+        // One that looks like a disk which is captured is not that disk: it is refused below, with the reason. One that
+        // is captured may have another name by now.
         let known = |disk: &Disk| {
-            let same = |other: &str| disks::identity_names(other, &disk.identity);
-            self.wanted.disks.iter().any(|known| same(&known.identity))
-                && held.iter().all(|held| !same(&held.identity) || held.device == disk.device)
+            held.iter().any(|held| held.is_same_device(disk))
+                || self.wanted.disks.iter().any(|known| disk.answers_to(&known.identity))
+                    && held.iter().all(|held| !disk.answers_to(&held.identity))
         };
         let new = disks::list()
             .into_iter()
