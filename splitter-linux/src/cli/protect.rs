@@ -52,7 +52,9 @@ pub(super) fn protect_all(state: &StateDir, except: Vec<String>, wait: bool) -> 
     }
     match status.refused.as_slice() {
         [] if status.disks.is_empty() => {
-            bail!("no disk of this machine is left to protect: see --except; one that is added later is protected")
+            bail!(
+                "no disk of this machine is left to protect: see --except; one that is added later is protected"
+            )
         }
         [] => Ok(()),
         [first, ..] => bail!("not protected: {}", first.reason),

@@ -82,13 +82,16 @@ enum Command {
         #[arg(long)]
         no_sync: bool,
     },
-    /// Work with files until killed: tidemark-lab files --dir /mnt/data
+    /// Work with files, until killed unless told: tidemark-lab files --dir /mnt/data
     Files {
         /// A folder of a mounted file system.
         #[arg(long)]
         dir: PathBuf,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// End after so many.
+        #[arg(long, default_value_t = usize::MAX)]
+        steps: usize,
     },
     /// Remove what killed test runs left behind.
     Sweep,
@@ -164,9 +167,16 @@ fn execute(command: Command) -> Result<String> {
                 done.slowest.as_micros()
             ))
         }
-        Command::Files { dir, seed } => {
+        Command::Files { dir, seed, steps } => {
             let work = FileWork::new(&dir)?;
-            work.run(seed)?;
+            std::thread::scope(|scope| {
+                let working = scope.spawn(|| work.run(seed));
+                while work.steps() < steps && !working.is_finished() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                work.stop();
+                working.join().unwrap_or_else(|_| anyhow::bail!("the work panicked"))
+            })?;
             Ok(format!("{} steps", work.steps()))
         }
         Command::Sweep => Ok(format!("{} leftovers removed", leftovers::sweep()?.len())),

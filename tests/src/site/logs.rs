@@ -19,12 +19,16 @@ const SHOWN_LINES: usize = 40;
 pub fn unexpected_lines(log: &Path, expected: &[&str]) -> Result<Vec<String>> {
     let text = fs::read(log).with_context(|| format!("read {}", log.display()))?;
     let name = log.file_name().unwrap_or_default().to_string_lossy();
-    Ok(String::from_utf8_lossy(&text)
-        .lines()
+    Ok(unexpected_in(&String::from_utf8_lossy(&text), &name, expected))
+}
+
+/// The same of a log that is at hand, as `name`.
+pub fn unexpected_in(text: &str, name: &str, expected: &[&str]) -> Vec<String> {
+    text.lines()
         .filter(|line| ALARMS.iter().any(|alarm| line.contains(alarm)))
         .filter(|line| line.contains("panicked at") || !expected.iter().any(|words| line.contains(words)))
         .map(|line| format!("{name}: {line}"))
-        .collect())
+        .collect()
 }
 
 /// Prints the end of every log of a failed test.
