@@ -1,6 +1,7 @@
 //! Consistency sets: VMs that belong together, found by rules whenever something is done with them, so that VMs come and go
 //! by themselves. Who is in a set is never stored but to see that it changed.
 
+pub mod barrier;
 mod reconcile;
 mod rule;
 
