@@ -6,6 +6,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(());
     }
     let files = [
+        "schema/level.proto",
+        "schema/barrier.proto",
         "schema/stream.proto",
         "schema/compare.proto",
         "schema/verify.proto",

@@ -6,8 +6,8 @@ use thiserror::Error;
 pub const PROTOCOL_MIN: u32 = 1;
 /// Newest protocol version this build speaks. 1: the first release. 2: hashes first (`HashQuestion`). 3: verify on
 /// request (`VerifyRequest`), content of published templates (`HashAnswer.offered`). 4: consistency levels of bookmarks,
-/// synchronous mode (`Ping.sync`).
-pub const PROTOCOL_MAX: u32 = 4;
+/// synchronous mode (`Ping.sync`). 5: barriers of consistency sets (`BarrierOrder`).
+pub const PROTOCOL_MAX: u32 = 5;
 /// The first version in which pieces are asked about by their hashes.
 pub const HASHES_FIRST: u32 = 2;
 /// The first version in which the appliance may ask for a verify.
@@ -16,9 +16,10 @@ pub const VERIFY: u32 = 3;
 pub const TEMPLATES: u32 = 3;
 /// The first version in which the appliance records promises of synchronous mode.
 pub const SYNC: u32 = 4;
-
 /// The first version in which bookmarks are asked for with a consistency level.
 pub const CONSISTENCY: u32 = 4;
+/// The first version in which a splitter takes part in barriers.
+pub const BARRIER: u32 = 5;
 
 /// The peers share no protocol version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -59,7 +60,8 @@ mod tests {
     #[test]
     fn disjoint_or_empty_ranges_are_refused_with_both_ranges_named() {
         let error = negotiate(PROTOCOL_MAX + 1, PROTOCOL_MAX + 2).unwrap_err();
-        assert!(error.to_string().contains("5 to 6") && error.to_string().contains("upgrade"), "{error}");
+        let theirs = format!("{} to {}", PROTOCOL_MAX + 1, PROTOCOL_MAX + 2);
+        assert!(error.to_string().contains(&theirs) && error.to_string().contains("upgrade"), "{error}");
         assert!(negotiate(0, 0).is_err());
         assert!(negotiate(1, 0).is_err());
     }
