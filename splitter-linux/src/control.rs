@@ -52,10 +52,13 @@ pub enum Request {
     },
     /// Protect no disk any longer, nor one that is added later.
     UnprotectAll,
-    /// Place a bookmark in this VM's stream.
+    /// Place a bookmark in this VM's stream, or in those of all VMs of a set.
     Bookmark {
         /// Its name.
         name: String,
+        /// The set; empty: this VM alone.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        set: String,
         /// `crash`, `filesystem` or `application`; empty is `crash`.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         consistency: String,
@@ -278,7 +281,12 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"request":"protect","paths":["/dev/vdb"]}"#);
         assert_eq!(serde_json::to_string(&Request::Status).unwrap(), r#"{"request":"status"}"#);
         let crash = r#"{"request":"bookmark","name":"b"}"#;
-        let request = Request::Bookmark { name: "b".into(), consistency: String::new(), allow_lower: false };
+        let request = Request::Bookmark {
+            name: "b".into(),
+            set: String::new(),
+            consistency: String::new(),
+            allow_lower: false,
+        };
         assert_eq!(serde_json::to_string(&request).unwrap(), crash, "as an older splitter takes it");
         assert_eq!(serde_json::from_str::<Request>(crash).unwrap(), request);
         let reply = Reply::Failed { message: "no".into() };

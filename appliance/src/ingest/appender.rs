@@ -216,7 +216,11 @@ impl Appender {
                 position.lsn = self.expect_lsn(marker.lsn)?;
                 let time_us = self.clock.map(marker.boottime_us);
                 let placed = placed(marker, position.lsn, time_us)?;
-                let (name, identity) = (&marker.name[..], level::note(&placed.bookmark_id, placed.achieved));
+                let name = &marker.name[..];
+                let identity = match name {
+                    "" => String::new(),
+                    _ => level::note(&placed.bookmark_id, placed.achieved),
+                };
                 let body = Body::Marker {
                     lsn: position.lsn,
                     bookmark_id: &identity,
@@ -372,7 +376,10 @@ fn contents(entries: &[Entry], named: &[Source]) -> Result<Vec<u8>, Stop> {
 
 fn placed(marker: &v1::Marker, lsn: Lsn, time_us: u64) -> Result<MarkerPlaced, Stop> {
     let characters = marker.name.chars().count();
-    if characters == 0 || characters > NAME_MAX_CHARS || marker.name.chars().any(char::is_control) {
+    // A place alone has neither name nor id, and only who asked for it knows it.
+    let place = characters == 0 && marker.bookmark_id.is_empty() && marker.request_id != 0;
+    if (characters == 0 && !place) || characters > NAME_MAX_CHARS || marker.name.chars().any(char::is_control)
+    {
         return Err(invalid(format!("a marker's name has 1 to {NAME_MAX_CHARS} printable characters")));
     }
     if marker.bookmark_id.len() > BOOKMARK_ID_MAX_BYTES {
@@ -380,6 +387,7 @@ fn placed(marker: &v1::Marker, lsn: Lsn, time_us: u64) -> Result<MarkerPlaced, S
     }
     // A guest that gives no usable id gets one, so that one VM's bookmark can never stand for another's.
     let bookmark_id = match uuid::Uuid::parse_str(&marker.bookmark_id) {
+        _ if place => String::new(),
         Ok(id) => id.to_string(),
         Err(_) => uuid::Uuid::new_v4().to_string(),
     };

@@ -576,7 +576,11 @@ async fn joined(appending: &mut Option<JoinHandle<Batch>>) -> Result<Batch, Stri
 async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
     let MarkerPlaced { lsn, time_us, name, bookmark_id, request_id, achieved, hold_us, reason } = marker;
     let bookmark = NewBookmark { id: &bookmark_id, name: &name, lsn, time_us, achieved };
-    let outcome = store_bookmark(&core.catalog, vm.id, bookmark).await;
+    let outcome = match &name[..] {
+        // A place alone is nobody's bookmark.
+        "" => Ok(String::new()),
+        _ => store_bookmark(&core.catalog, vm.id, bookmark).await,
+    };
     if let Err(error) = &outcome {
         tracing::error!(vm = %vm.name, name, %error, "cannot copy a bookmark to the catalog");
     }

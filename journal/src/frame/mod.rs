@@ -39,7 +39,8 @@
 //! i of writes has LSN first + i. Tables of the others (a text is length u32 and bytes):
 //! - line start: gap-from LSN u64, cause u32, dirty bytes u64, detail text, disk count u32, disks u32 each
 //! - line end: disk count u32, disks u32 each
-//! - marker: request id u64, bookmark id text (a UUID; behind a space the consistency level, if above crash), name text
+//! - marker: request id u64, bookmark id text (a UUID; behind a space the consistency level, if above crash), name text;
+//!   without a name a place that only its asker knows, which is no event
 //! - heartbeat: time µs u64, clean u8
 //! - resize: disk u32, size in bytes u64
 //! - footer: closes the segment: frame count u64, payload bytes u64

@@ -75,7 +75,7 @@ impl Journal {
         log.position = frame.position;
         let segment = Arc::clone(&open.segment);
         self.index(log, &segment, frame, header, hash, offset);
-        if matches!(frame.body, Body::Marker { .. }) {
+        if matches!(frame.body, Body::Marker { name, .. } if !name.is_empty()) {
             log.mark(StatementKind::Bookmark);
         }
         self.written(header.frame_bytes());

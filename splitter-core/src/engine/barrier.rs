@@ -25,7 +25,7 @@ impl Default for Achieved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place(pub(super) u64);
 
-/// A bookmark to be placed.
+/// A bookmark to be placed, or with neither name nor id a place alone: one that only its asker knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarkerRequest {
     /// The appliance's request, 0 for a bookmark placed inside the guest.
@@ -41,7 +41,8 @@ pub struct MarkerRequest {
 impl MarkerRequest {
     /// Why the request is refused whatever the state.
     pub(super) fn problem(&self) -> Option<&'static str> {
-        if self.name.is_empty() || self.name.chars().count() > NAME_MAX_CHARS {
+        let nameless = self.name.is_empty() && !self.bookmark_id.is_empty();
+        if nameless || self.name.chars().count() > NAME_MAX_CHARS {
             return Some("a bookmark's name has 1 to 128 characters");
         }
         if self.achieved.reason.len() > TEXT_MAX_BYTES {

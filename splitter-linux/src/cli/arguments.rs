@@ -106,13 +106,16 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..=86400))]
         hold_max: u32,
     },
-    /// Name the present moment of this VM.
+    /// Name the present moment of this VM, or of a consistency set that it is in.
     #[command(
-        after_help = "Examples:\n  tidemark-splitter bookmark before-upgrade\n  tidemark-splitter bookmark nightly --consistency application --allow-lower"
+        after_help = "Examples:\n  tidemark-splitter bookmark before-upgrade\n  tidemark-splitter bookmark nightly --consistency application --allow-lower\n  tidemark-splitter bookmark release-7 --set shop"
     )]
     Bookmark {
-        /// Its name, unique for this VM.
+        /// Its name, unique for this VM or set.
         name: String,
+        /// The set whose VMs are to have this moment in common; this VM must be in it.
+        #[arg(long, value_name = "SET")]
+        set: Option<String>,
         /// Folder for keys and state.
         #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
         state: PathBuf,

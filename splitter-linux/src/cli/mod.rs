@@ -48,8 +48,13 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
             Duration::from_millis(deadline_ms),
         ),
         Command::Gate { capture, volume } => Ok(crate::gate::run(&capture, &volume)?),
-        Command::Bookmark { name, state, consistency, allow_lower, json } => {
-            bookmark(&StateDir::new(&state), name, consistency, allow_lower, json)
+        Command::Bookmark { name, set, state, consistency, allow_lower, json } => {
+            let consistency = match Consistency::from(consistency) {
+                Consistency::Unspecified | Consistency::Crash => String::new(),
+                level => level.word().to_owned(),
+            };
+            let set = set.unwrap_or_default();
+            bookmark(&StateDir::new(&state), &Request::Bookmark { name, set, consistency, allow_lower }, json)
         }
         Command::Restore { appliance, grant, disk, json } => {
             restore::restore(&appliance, &grant, &disk, json)
@@ -69,10 +74,8 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
     }
 }
 
-fn bookmark(state: &StateDir, name: String, level: Level, allow_lower: bool, json: bool) -> Result<()> {
-    let consistency =
-        if level == Level::Crash { String::new() } else { Consistency::from(level).word().to_owned() };
-    match control::ask(state, &Request::Bookmark { name, consistency, allow_lower })? {
+fn bookmark(state: &StateDir, request: &Request, json: bool) -> Result<()> {
+    match control::ask(state, request)? {
         Reply::Bookmark(placed) if json => status::line(&serde_json::to_string_pretty(&placed)?),
         Reply::Bookmark(placed) => {
             let Bookmark { name, lsn, achieved, hold_us, reason, .. } = placed;

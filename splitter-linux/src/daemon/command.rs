@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use tidemark_proto::v1::{
-    Consistency, Disk, HashAnswer, SplitterMessage, StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
+    BarrierOrder, Consistency, Disk, HashAnswer, HoldMethod, SetBookmarkDone, SetBookmarkRequest,
+    StreamPosition, VerifyAnswer, VerifyRequest, Welcome,
 };
 use tidemark_splitter_core::engine::{ClockEstimate, MarkerRequest, Place, ReadContent, SpoolEvent};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
+use super::outbound::Outbound;
 use crate::control::{Bookmark, Status};
 use crate::hold::Taken;
 
@@ -37,7 +39,7 @@ pub(super) enum Command {
     /// What to say in a hello; `None` while no disk is protected.
     Hello { reply: oneshot::Sender<Option<HelloFacts>> },
     /// A session begins; messages go to `outbound` until [`Command::Disconnected`].
-    Welcome { welcome: Box<Welcome>, outbound: mpsc::Sender<SplitterMessage>, reply: Answer<()> },
+    Welcome { welcome: Box<Welcome>, outbound: Outbound, reply: Answer<()> },
     /// The session ended.
     Disconnected,
     /// The appliance acknowledged.
@@ -52,8 +54,20 @@ pub(super) enum Command {
     Reserve { reply: std::sync::mpsc::SyncSender<Result<Place, String>> },
     /// Writers are held no longer; what came of it.
     Held { ask: Ask, taken: Taken },
-    /// The thaw hooks have run, too.
-    HoldOver,
+    /// The thaw hooks have run, too; what of them failed.
+    HoldOver { failed: Vec<String> },
+    /// The appliance orders a step of a barrier.
+    Barrier(BarrierOrder),
+    /// A barrier's freeze hooks ran; what of them failed.
+    Quiesced { request_id: u64, problem: Option<String> },
+    /// Everything stands still for a barrier.
+    StandsStill { request_id: u64, method: HoldMethod },
+    /// Somebody in the guest asks for a point of a set; the request's id is given here.
+    SetBookmark { request: SetBookmarkRequest, reply: Answer<Bookmark> },
+    /// What came of it.
+    SetBookmarkDone(SetBookmarkDone),
+    /// A barrier's hold came to its end.
+    BarrierHeld { request_id: u64, taken: Taken },
     /// A disk read came back; `None` when it failed.
     ReadDone { token: u64, content: Option<ReadContent> },
     /// The appliance answered a question.

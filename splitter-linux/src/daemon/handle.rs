@@ -3,10 +3,11 @@
 use std::sync::mpsc;
 use std::thread::Thread;
 
-use tidemark_proto::v1::{SplitterMessage, Welcome};
-use tokio::sync::{mpsc as async_mpsc, oneshot};
+use tidemark_proto::v1::Welcome;
+use tokio::sync::oneshot;
 
 use super::command::{Command, HelloFacts};
+use super::outbound::Outbound;
 
 /// Sends commands to the worker.
 #[derive(Debug, Clone)]
@@ -39,11 +40,7 @@ impl Handle {
     }
 
     /// Begins a session.
-    pub(super) async fn welcome(
-        &self,
-        welcome: Welcome,
-        outbound: async_mpsc::Sender<SplitterMessage>,
-    ) -> Result<(), String> {
+    pub(super) async fn welcome(&self, welcome: Welcome, outbound: Outbound) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Welcome { welcome: Box::new(welcome), outbound, reply });
         answer.await.unwrap_or_else(|_| Err("the capture thread ended".to_owned()))

@@ -10,6 +10,7 @@ mod command;
 mod disk_reader;
 mod handle;
 mod hardening;
+mod outbound;
 mod parts;
 mod platform;
 mod protection;

@@ -10,21 +10,17 @@ use tidemark_proto::v1::{
 use tidemark_proto::version::{PROTOCOL_MAX, PROTOCOL_MIN, SYNC};
 use tidemark_splitter_core::engine::{Achieved, ClockFilter, MarkerRequest};
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::boottime::now_us;
 use super::command::{Ask, Command, HelloFacts};
 use super::handle::Handle;
-use super::{platform, renewal};
+use super::{outbound, platform, renewal};
 use crate::gate::Gates;
 use crate::state::StateDir;
 use crate::transport::{self, TransportError};
 
-/// Messages between worker and transport: with frames of 1 MiB enough to keep the transport busy while the worker
-/// sleeps; beyond it they wait in the engine's window.
-const OUTBOUND_MESSAGES: usize = 8;
 /// How long the appliance may take to answer a hello. Beyond it the connection is tried anew.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the clocks are compared once they are known; at the start ten times as often.
@@ -113,11 +109,10 @@ impl<'a> Session<'a> {
         let mut client = SplitterClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_MAX_BYTES)
             .max_encoding_message_size(MESSAGE_MAX_BYTES);
-        let (outbound, messages) = mpsc::channel(OUTBOUND_MESSAGES);
+        let (outbound, messages) = outbound::channel();
         let hello = splitter_message::Body::Hello(self.hello(facts)?);
-        send(&outbound, hello).await?;
-        let inbound =
-            client.stream(ReceiverStream::new(messages)).await.map_err(|status| refused(&status))?;
+        send(&outbound.frames, hello).await?;
+        let inbound = client.stream(messages).await.map_err(|status| refused(&status))?;
         let mut inbound = inbound.into_inner();
         let welcome = tokio::time::timeout(WELCOME_TIMEOUT, self.welcome(&mut inbound))
             .await
@@ -126,12 +121,13 @@ impl<'a> Session<'a> {
             return Err(lost("the appliance's welcome has no usable nonce"));
         }
         self.state.store_nonce(&welcome.next_nonce).map_err(|error| lost(error.to_string()))?;
-        send(&outbound, splitter_message::Body::NonceSaved(NonceSaved {})).await?;
-        self.compare_clocks(&outbound, &mut inbound).await?;
+        let frames = outbound.frames.clone();
+        send(&frames, splitter_message::Body::NonceSaved(NonceSaved {})).await?;
+        self.compare_clocks(&frames, &mut inbound).await?;
         self.promises = welcome.protocol >= SYNC;
-        self.worker.welcome(welcome, outbound.clone()).await.map_err(lost)?;
+        self.worker.welcome(welcome, outbound).await.map_err(lost)?;
         self.gates.connected(true, self.promises);
-        match self.converse(&outbound, &mut inbound, &channel).await {
+        match self.converse(&frames, &mut inbound, &channel).await {
             Err(End::Lost { reason, .. }) => Err(End::Lost { reason, established: true }),
             other => other,
         }
@@ -275,6 +271,15 @@ impl<'a> Session<'a> {
                     achieved: Achieved::default(),
                 };
                 self.worker.send(Command::Marker(Ask { request, wanted, allow_lower }));
+            }
+            appliance_message::Body::BarrierOrder(order) => {
+                if order.name.len().max(order.bookmark_id.len()) > TEXT_MAX_BYTES {
+                    return Err(lost("the appliance ordered an impossible barrier"));
+                }
+                self.worker.send(Command::Barrier(order));
+            }
+            appliance_message::Body::SetBookmarkDone(done) => {
+                self.worker.send(Command::SetBookmarkDone(done));
             }
             appliance_message::Body::Goodbye(goodbye) if goodbye.retry => return Err(lost(goodbye.reason)),
             appliance_message::Body::Goodbye(goodbye) => return Err(End::Final(goodbye.reason)),

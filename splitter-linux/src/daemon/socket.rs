@@ -9,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tidemark_proto::v1::Consistency;
+use tidemark_proto::v1::{Consistency, SetBookmarkRequest};
 use tokio::sync::oneshot;
 
 use super::command::Command;
@@ -93,8 +93,8 @@ fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -
         Request::Unprotect { path } => done(ask(worker, |reply| Command::Unprotect { path, reply })),
         Request::ProtectAll { except } => done(ask(worker, |reply| Command::ProtectAll { except, reply })),
         Request::UnprotectAll => done(ask(worker, |reply| Command::UnprotectAll { reply })),
-        Request::Bookmark { name, consistency, allow_lower } => {
-            bookmark(worker, name, &consistency, allow_lower)
+        Request::Bookmark { name, set, consistency, allow_lower } => {
+            bookmark(worker, name, set, &consistency, allow_lower)
         }
         Request::Status => {
             let (reply, answer) = oneshot::channel();
@@ -107,13 +107,20 @@ fn execute(request: Request, worker: &Handle, gates: &mpsc::SyncSender<Order>) -
     }
 }
 
-fn bookmark(worker: &Handle, name: String, consistency: &str, allow_lower: bool) -> Reply {
+fn bookmark(worker: &Handle, name: String, set: String, consistency: &str, allow_lower: bool) -> Reply {
     let wanted =
         if consistency.is_empty() { Some(Consistency::Crash) } else { Consistency::of_word(consistency) };
     let Some(wanted) = wanted else {
         return Reply::Failed { message: format!("'{consistency}' is no consistency level of this version") };
     };
-    match ask(worker, |reply| Command::Bookmark { name, wanted, allow_lower, reply }) {
+    let command = |reply| {
+        if set.is_empty() {
+            return Command::Bookmark { name, wanted, allow_lower, reply };
+        }
+        let request = SetBookmarkRequest { id: 0, set, name, consistency: wanted.into(), allow_lower };
+        Command::SetBookmark { request, reply }
+    };
+    match ask(worker, command) {
         Ok(bookmark) => Reply::Bookmark(bookmark),
         Err(message) => Reply::Failed { message },
     }

@@ -1,8 +1,11 @@
 //! The worker: the one owner of capture and engine.
 
+mod barrier;
 mod bookmarks;
 mod disks;
 mod presence;
+mod report;
+mod sets;
 mod spooling;
 
 use std::path::PathBuf;
@@ -12,24 +15,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use tidemark_proto::v1::{SplitterMessage, StreamPosition, Welcome, splitter_message};
-use tidemark_splitter_core::engine::{
-    Engine, EngineError, Kernel, Notice, Resumed, Settings, StatusReport, Synced,
-};
+use tidemark_splitter_core::engine::{Engine, EngineError, Kernel, Notice, Resumed, Synced};
 use tokio::sync::{mpsc as async_mpsc, oneshot, watch};
 
 use super::boottime::now_us;
 use super::command::{Command, HelloFacts};
 use super::disk_reader::{self, Task};
 use super::handle::Handle;
-use super::hardening;
+use super::outbound::Outbound;
 use super::parts::{KernelSide, Parts};
 use super::protection::Protection;
 use super::spooler::{self, Spooler};
-use crate::control::{DiskStatus, Status};
 use crate::gate::Gates;
 use crate::state::{Disks, StateDir};
+use barrier::Barriers;
 use bookmarks::Bookmarks;
 use presence::Presence;
+use sets::SetBookmarks;
 
 /// Shortest sleep between two looks at the ring. The ring does not wake its reader: under load a wake-up per write
 /// would cost more than the write.
@@ -96,7 +98,7 @@ pub(super) fn start(
 }
 
 struct Session {
-    outbound: async_mpsc::Sender<SplitterMessage>,
+    outbound: Outbound,
     /// A message that did not fit.
     waiting: Option<SplitterMessage>,
 }
@@ -132,6 +134,8 @@ struct Worker {
     /// Of the last session.
     protocol: u32,
     bookmarks: Bookmarks,
+    barriers: Barriers,
+    set_bookmarks: SetBookmarks,
     measured: Option<Instant>,
     presence: Presence,
     resident_bytes: u64,
@@ -170,6 +174,8 @@ impl Worker {
             session: None,
             protocol: 0,
             bookmarks: Bookmarks::new(hooks),
+            barriers: Barriers::default(),
+            set_bookmarks: SetBookmarks::default(),
             measured: None,
             presence: Presence::default(),
             resident_bytes: 0,
@@ -199,6 +205,7 @@ impl Worker {
             self.spooler.hand_on(&mut self.engine);
             let sent = self.send_frames();
             self.take_notices();
+            self.send_answers();
             self.hold_for_next();
             self.bookmarks.answer(self.engine.offered_lsn());
             if more {
@@ -248,6 +255,8 @@ impl Worker {
             }
             Command::Disconnected => {
                 self.session = None;
+                self.barriers.disconnected();
+                self.set_bookmarks.disconnected();
                 self.engine.disconnected();
             }
             Command::Ack(position) => self.acknowledged(&position),
@@ -260,7 +269,13 @@ impl Worker {
                 let _ = reply.send(self.reserve());
             }
             Command::Held { ask, taken } => self.held(ask, taken),
-            Command::HoldOver => self.hold_over(),
+            Command::HoldOver { failed } => self.hold_over(&failed),
+            Command::Barrier(order) => self.barrier_order(order),
+            Command::Quiesced { request_id, problem } => self.quiesced(request_id, problem),
+            Command::StandsStill { request_id, method } => self.stands_still(request_id, method),
+            Command::BarrierHeld { request_id, taken } => self.barrier_held(request_id, taken),
+            Command::SetBookmark { request, reply } => self.set_bookmark(request, reply),
+            Command::SetBookmarkDone(done) => self.set_bookmarks.done(&done),
             Command::ReadDone { token, content } => {
                 if let Some(protection) = &mut self.protection {
                     let (engine, mut content) = (&mut self.engine, content);
@@ -364,8 +379,16 @@ impl Worker {
     fn take_notices(&mut self) {
         while let Some(notice) = self.engine.next_notice() {
             match notice {
-                Notice::MarkerPlaced { request, lsn } => self.bookmarks.placed(request, lsn),
-                Notice::MarkerFailed { request, reason } => self.bookmarks.failed(&request, reason),
+                Notice::MarkerPlaced { request, lsn } => {
+                    if !self.barriers.placed(request.request_id, lsn) {
+                        self.bookmarks.placed(request, lsn);
+                    }
+                }
+                Notice::MarkerFailed { request, reason } => {
+                    if !self.barriers.failed(request.request_id, &reason) {
+                        self.bookmarks.failed(&request, reason);
+                    }
+                }
                 Notice::LineStarted { lsn, gap_from, cause, detail, dirty_bytes } => {
                     tracing::info!(
                         lsn,
@@ -402,6 +425,17 @@ impl Worker {
         }
     }
 
+    /// Hands on answers that others wait for; what does not fit waits.
+    fn send_answers(&mut self) {
+        let Some(session) = &self.session else { return };
+        while let Ok(place) = session.outbound.urgent.try_reserve() {
+            let answer = self.barriers.answers.pop_front().map(splitter_message::Body::BarrierAnswer);
+            let body = answer.or_else(|| self.set_bookmarks.next().map(splitter_message::Body::SetBookmark));
+            let Some(body) = body else { return };
+            place.send(SplitterMessage { body: Some(body) });
+        }
+    }
+
     /// Hands on what fits. Whether anything did.
     fn send_frames(&mut self) -> bool {
         let Some(session) = &mut self.session else { return false };
@@ -418,7 +452,7 @@ impl Worker {
                 Some(SplitterMessage { body: Some(body) })
             });
             let Some(message) = next else { return sent };
-            match session.outbound.try_send(message) {
+            match session.outbound.frames.try_send(message) {
                 Ok(()) => sent = true,
                 Err(async_mpsc::error::TrySendError::Full(message)) => {
                     session.waiting = Some(message);
@@ -433,67 +467,6 @@ impl Worker {
     fn begin_session_anew(&self) {
         self.restart.send_modify(|count| *count += 1);
     }
-
-    fn measure(&mut self) {
-        if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_INTERVAL) {
-            self.measured = Some(Instant::now());
-            self.resident_bytes = hardening::resident_bytes();
-            let missing = self.presence.missing.clone();
-            self.engine.set_settings(Settings { rss_bytes: self.resident_bytes, missing });
-        }
-    }
-
-    fn status(&mut self) -> Status {
-        let mut status = Status {
-            vm: self.state.identity().map(|identity| identity.vm_name).unwrap_or_default(),
-            connected: self.session.is_some(),
-            running: true,
-            quarantined: self.state.quarantine().ok().flatten().map(|quarantine| quarantine.reason),
-            rss_bytes: self.resident_bytes,
-            all_except: self.wanted.all.as_ref().map(|all| all.except.clone()),
-            refused: self.presence.refused.clone(),
-            ..Status::default()
-        };
-        status.volumes = self.gates.status(now_us(), wall_us());
-        let Some(protection) = &mut self.protection else { return status };
-        let engine = &self.engine;
-        let mut report = StatusReport::default();
-        self.kernel.lend(&mut protection.capture, &mut |kernel| report = engine.report(kernel));
-        status.captured_lsn = report.captured_lsn;
-        status.acked_lsn = report.acked_lsn;
-        status.ring_bytes_used = report.ring_bytes_used;
-        status.ring_bytes = report.ring_bytes;
-        status.dropped = report.dropped;
-        for known in &self.wanted.disks {
-            let held = protection.held.iter().find(|held| held.disk.identity == known.identity);
-            let disk = held.and_then(|held| report.disks.iter().find(|disk| disk.slot == held.slot));
-            let missing = self.presence.missing.iter().find(|missing| missing.identity == known.identity);
-            status.disks.push(DiskStatus {
-                id: disk.map(|disk| disk.id.to_string()).unwrap_or_default(),
-                path: held.map_or_else(|| known.path.clone(), |held| held.disk.path.clone()),
-                mode: "async".to_owned(),
-                state: match (disk, missing) {
-                    (_, Some(_)) => "missing",
-                    (Some(disk), None) => state_word(disk.state),
-                    (None, None) => "waiting",
-                }
-                .to_owned(),
-                identity: known.identity.clone(),
-                reason: missing.map(|missing| missing.reason.clone()).unwrap_or_default(),
-                dirty_bytes: disk.map_or(0, |disk| disk.dirty_bytes),
-                copied_bytes: disk.map_or(0, |disk| disk.copied_bytes),
-                sent_bytes: disk.map_or(0, |disk| disk.sent_bytes),
-            });
-        }
-        Self::show_ladder(&mut status, report);
-        status
-    }
-}
-
-/// Microseconds since 1970, for people only.
-fn wall_us() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Steps the engine and hands on what it wants to read.
@@ -508,16 +481,4 @@ fn advance(
         let _ = reads.send(Task::Read(request));
     }
     Ok(more)
-}
-
-fn state_word(state: tidemark_proto::v1::DiskState) -> &'static str {
-    use tidemark_proto::v1::DiskState;
-    match state {
-        DiskState::InitialSync => "initial-sync",
-        DiskState::Protected => "protected",
-        DiskState::DirtyOnly => "dirty-only",
-        DiskState::Resync => "resync",
-        DiskState::Verify => "verify",
-        DiskState::Unspecified => "waiting",
-    }
 }

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::error::GateError;
 
@@ -28,6 +28,7 @@ const FLAG_SUSPEND: u32 = 1 << 1;
 const FLAG_STATUS_TABLE: u32 = 1 << 4;
 const FLAG_BUFFER_FULL: u32 = 1 << 8;
 const FLAG_SKIP_LOCKFS: u32 = 1 << 10;
+const FLAG_NOFLUSH: u32 = 1 << 11;
 
 /// In the upper half of a cookie (libdevmapper.h): no subsystem, disk or other rules, low priority, no fallback, and
 /// that this is the say of who made the device. So udev neither scans a private mapping nor names it by the file system
@@ -59,39 +60,74 @@ pub(crate) struct Mapper {
     file: File,
 }
 
-struct Command {
-    bytes: Vec<u8>,
+impl From<OwnedFd> for Mapper {
+    fn from(file: OwnedFd) -> Self {
+        Self { file: file.into() }
+    }
+}
+
+impl AsFd for Mapper {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// The kernel's packed form of a device's number: minor's low byte, twelve bits of major, the rest of the minor.
+fn packed(major: u64, minor: u64) -> u64 {
+    (minor & 0xff) | major << 8 | (minor & !0xff) << 12
+}
+
+struct Command<B = Vec<u8>> {
+    bytes: B,
 }
 
 impl Command {
     fn new(name: &str, size: usize) -> Self {
-        let mut bytes = vec![0; size];
+        let mut command = Self { bytes: vec![0; size] };
+        command.begin();
+        put_text(&mut command.bytes[48..48 + NAME_BYTES], name);
+        command
+    }
+}
+
+impl Command<[u8; HEADER_BYTES]> {
+    /// Without a heap: nothing is allocated while something is held.
+    fn of_device(major: u64, minor: u64) -> Self {
+        let mut command = Self { bytes: [0; HEADER_BYTES] };
+        command.begin();
+        command.bytes[40..48].copy_from_slice(&packed(major, minor).to_le_bytes());
+        command
+    }
+}
+
+impl<B: AsRef<[u8]> + AsMut<[u8]>> Command<B> {
+    fn begin(&mut self) {
+        let bytes = self.bytes.as_mut();
+        let size = u32::try_from(bytes.len()).unwrap_or(0);
         bytes[0..4].copy_from_slice(&4_u32.to_le_bytes());
-        bytes[12..16].copy_from_slice(&u32::try_from(size).unwrap_or(0).to_le_bytes());
+        bytes[12..16].copy_from_slice(&size.to_le_bytes());
         bytes[16..20].copy_from_slice(&u32::try_from(HEADER_BYTES).unwrap_or(0).to_le_bytes());
-        put_text(&mut bytes[48..48 + NAME_BYTES], name);
-        Self { bytes }
     }
 
     fn word(&self, at: usize) -> u32 {
-        self.bytes.get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u32::from_le_bytes)
+        self.bytes.as_ref().get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u32::from_le_bytes)
     }
 
     fn long(&self, at: usize) -> u64 {
-        self.bytes.get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u64::from_le_bytes)
+        self.bytes.as_ref().get(at..).and_then(<[u8]>::first_chunk).copied().map_or(0, u64::from_le_bytes)
     }
 
     fn set_flags(&mut self, flags: u32) {
-        self.bytes[28..32].copy_from_slice(&flags.to_le_bytes());
+        self.bytes.as_mut()[28..32].copy_from_slice(&flags.to_le_bytes());
     }
 
     fn quiet_udev(&mut self) {
-        self.bytes[32..36].copy_from_slice(&UDEV_QUIET.to_le_bytes());
+        self.bytes.as_mut()[32..36].copy_from_slice(&UDEV_QUIET.to_le_bytes());
     }
 
     fn text(&self, at: usize, bytes: usize) -> String {
-        let end = at.saturating_add(bytes).min(self.bytes.len());
-        let field = self.bytes.get(at..end).unwrap_or_default();
+        let end = at.saturating_add(bytes).min(self.bytes.as_ref().len());
+        let field = self.bytes.as_ref().get(at..end).unwrap_or_default();
         let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
         String::from_utf8_lossy(&field[..end]).into_owned()
     }
@@ -114,10 +150,10 @@ impl Mapper {
         Ok(Self { file })
     }
 
-    fn run(&self, number: u32, command: &mut Command) -> io::Result<()> {
+    fn run<B: AsMut<[u8]>>(&self, number: u32, command: &mut Command<B>) -> io::Result<()> {
         let code = 3_u64 << 30 | (HEADER_BYTES as u64) << 16 | 0xfd << 8 | u64::from(number);
         // SAFETY: the buffer is as long as its header says, lives through the call, and holds no pointers.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), code, command.bytes.as_mut_ptr()) };
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), code, command.bytes.as_mut().as_mut_ptr()) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -128,14 +164,41 @@ impl Mapper {
 
     /// A mapped device by its number.
     pub(crate) fn find_number(&self, major: u64, minor: u64) -> Result<Option<Mapped>, GateError> {
-        let mut command = Command::new("", HEADER_BYTES);
-        // The kernel's packed form: minor's low byte, twelve bits of major, the rest of the minor.
-        let packed = (minor & 0xff) | major << 8 | (minor & !0xff) << 12;
-        command.bytes[40..48].copy_from_slice(&packed.to_le_bytes());
-        self.look(command, &format!("{major}:{minor}"))
+        self.look(Command::of_device(major, minor), &format!("{major}:{minor}"))
     }
 
-    fn look(&self, mut command: Command, name: &str) -> Result<Option<Mapped>, GateError> {
+    /// Holds back what comes to a device and waits for what is under way below it. Its file systems are not frozen and
+    /// nothing is flushed: the order of what was written is what counts.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn suspend(&self, (major, minor): (u64, u64)) -> io::Result<()> {
+        let mut command = Command::of_device(major, minor);
+        command.set_flags(FLAG_SUSPEND | FLAG_SKIP_LOCKFS | FLAG_NOFLUSH);
+        self.run(DEV_SUSPEND, &mut command)
+    }
+
+    /// Lets a suspended device go on; one that is not suspended stays as it is.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn resume(&self, (major, minor): (u64, u64)) -> io::Result<()> {
+        self.run(DEV_SUSPEND, &mut Command::of_device(major, minor))
+    }
+
+    /// Whether a device is suspended.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn is_suspended(&self, (major, minor): (u64, u64)) -> io::Result<bool> {
+        let mut command = Command::of_device(major, minor);
+        self.run(DEV_STATUS, &mut command).map(|()| command.word(28) & FLAG_SUSPEND != 0)
+    }
+
+    fn look<B>(&self, mut command: Command<B>, name: &str) -> Result<Option<Mapped>, GateError>
+    where
+        B: AsRef<[u8]> + AsMut<[u8]>,
+    {
         match self.run(DEV_STATUS, &mut command) {
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
             Err(source) => Err(GateError::Mapper { action: "look at", name: name.to_owned(), source }),

@@ -45,6 +45,8 @@ pub use page::OnLapse;
 pub use server::run;
 
 pub(crate) use keeper::{Order, start};
+pub(crate) use mapper::Mapper;
+pub(crate) use page::Page;
 pub(crate) use shared::Gates;
 pub(crate) use volume::MAPPING_PREFIX;
 
@@ -53,7 +55,7 @@ use std::path::Path;
 /// The volume in synchronous mode that lies on a disk, if any: the disk must stay protected.
 pub(crate) fn on_disk(gates: &Gates, disk: &Path) -> Option<std::path::PathBuf> {
     let lies_on = |name: &str| {
-        let mapper = mapper::Mapper::open().ok()?;
+        let mapper = Mapper::open().ok()?;
         let private = volume::Volume::named(&mapper, &volume::private_name(name)).ok()??;
         let leaves = crate::disks::sysfs::leaves(&private.folder());
         leaves.iter().any(|leaf| Path::new(&crate::disks::sysfs::device_file(leaf)) == disk).then_some(())

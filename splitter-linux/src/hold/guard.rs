@@ -1,6 +1,6 @@
 //! The agent's end of the watchdog.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::sys::time::TimeVal;
 
 use super::message::{
-    self, ARM, ARMED, DISARM, FIRED, GO, HOOK, HOOK_NOTED, KEPT, Kind, PACKET_MAX_BYTES, THAWED,
+    self, ARMED, DISARM, FIRED, GO, HOOK, HOOK_NOTED, KEPT, Kind, PACKET_MAX_BYTES, THAWED,
 };
 
 /// How long the watchdog may take to answer. Beyond it the hold is given up.
@@ -71,11 +71,9 @@ impl Guard {
     ///
     /// # Errors
     /// Why it is not armed: nothing may be held then.
-    pub(super) fn arm<F: AsFd>(&self, held: &[(Kind, F)]) -> Result<(), String> {
-        let files: Vec<_> = held.iter().map(|(_, file)| file.as_fd().as_raw_fd()).collect();
-        let mut packet = vec![ARM];
-        packet.extend(held.iter().map(|(kind, _)| kind.code()));
-        let answer = self.ask(&packet, &files)?;
+    pub(super) fn arm(&self, held: &[(Kind, BorrowedFd<'_>)]) -> Result<(), String> {
+        let files: Vec<_> = held.iter().map(|(_, file)| file.as_raw_fd()).collect();
+        let answer = self.ask(&message::arm(held.iter().map(|(kind, _)| *kind)), &files)?;
         match answer.split_first() {
             Some((&ARMED, _)) => Ok(()),
             Some((_, why)) => Err(format!("the watchdog is not armed: {}", String::from_utf8_lossy(why))),

@@ -2,8 +2,8 @@
 //!
 //! - `plan`: which file systems lie on the disks, in which order they can be frozen, and what else writes there.
 //! - `watchdog`: the process that lets everything go at the deadline and when the agent dies; `guard`: the agent's end.
-//! - `freeze`: the two calls. `hooks`: what applications do before and after.
-//! - `take`: the order of it all.
+//! - `freeze`: the two calls for a file system; `crate::gate` has those for volumes. `hooks`: what applications do before and after.
+//! - `things`: what is held at once, and how. `take`: the order of it all.
 //!
 //! While anything is held the agent's thread neither opens, writes nor logs anything: it has descriptors and waits for the
 //! worker, with a bound. So a file system may be frozen that the agent itself lies on.
@@ -15,9 +15,10 @@ mod message;
 mod mounts;
 mod plan;
 mod take;
+mod things;
 mod watchdog;
 
 pub use hooks::HOOKS_FOLDER;
-pub use plan::{FileSystem, Plan, plan};
-pub use take::{Hold, Reserve, Taken};
+pub use plan::{FileSystem, Means, Plan, Volume, plan};
+pub use take::{Conduct, Gated, Hold, Taken};
 pub use watchdog::run as run_watchdog;

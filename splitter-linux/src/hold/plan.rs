@@ -2,7 +2,8 @@
 //!
 //! From each disk the walk goes up: its partitions, what holds them (LVM and other device-mapper volumes, MD), loop devices
 //! over them, the file systems there, and the loop devices whose files lie in those. What lies in a file system must be
-//! frozen before it: its own freeze writes.
+//! frozen before it: its own freeze writes. Where a gate lies under a volume, or the volume itself can be suspended, that
+//! holds whatever is above it, and the walk ends there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, FileType, Metadata};
@@ -36,19 +37,51 @@ pub struct FileSystem {
     depth: u32,
 }
 
+/// How writers may be held.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Means {
+    /// By freezing file systems.
+    pub freeze: bool,
+    /// By suspending device-mapper volumes.
+    pub suspend: bool,
+    /// By gates: the names of the volumes that have one.
+    pub gates: BTreeSet<String>,
+}
+
+impl Means {
+    /// File systems alone: the only means by which they are clean.
+    #[must_use]
+    pub fn freezing() -> Self {
+        Self { freeze: true, ..Self::default() }
+    }
+}
+
+/// A device-mapper volume to suspend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Device-mapper's name.
+    pub name: String,
+    pub(super) number: Number,
+}
+
 /// What would have to be held for the protected disks to stand still.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order of freezing.
     pub file_systems: Vec<FileSystem>,
+    /// To be suspended.
+    pub volumes: Vec<Volume>,
+    /// Volumes whose gates are to hold.
+    pub gates: BTreeSet<String>,
     /// Why freezing them is not enough, for people.
     pub obstacles: Vec<String>,
 }
 
-/// Looks at what lies on the disks now.
+/// Looks at what lies on the disks now, and how it can be held by these means.
 #[must_use]
-pub fn plan(disks: &[Disk]) -> Plan {
-    let mut walk = Walk { mounts: mounts::all(), loops: loops(), swaps: swaps(), ..Walk::default() };
+pub fn plan(disks: &[Disk], means: &Means) -> Plan {
+    let means = means.clone();
+    let mut walk = Walk { mounts: mounts::all(), loops: loops(), swaps: swaps(), means, ..Walk::default() };
     for disk in disks {
         match std::fs::canonicalize(disk.sys_path()) {
             Ok(folder) => walk.visit(&folder, 0),
@@ -72,12 +105,17 @@ struct Loop {
 
 #[derive(Debug, Default)]
 struct Walk {
+    means: Means,
     mounts: Vec<Mount>,
     loops: Vec<Loop>,
     swaps: Vec<Number>,
     /// Devices of the protected disks, each with how deep it was met.
     nodes: BTreeMap<Number, u32>,
     found: BTreeMap<Number, FileSystem>,
+    volumes: BTreeMap<Number, Volume>,
+    gates: BTreeSet<String>,
+    /// File systems above what is suspended or gated, by number.
+    above: BTreeSet<Number>,
     obstacles: Vec<String>,
 }
 
@@ -92,12 +130,12 @@ impl Walk {
         if self.nodes.get(&number).is_some_and(|known| *known >= depth) {
             return;
         }
-        self.nodes.insert(number, depth);
-        // What is mounted lies on the gate's own device, which nothing in sysfs ties to this.
-        if sysfs::attribute(folder, "dm/name").is_some_and(|name| name.trim().starts_with(MAPPING_PREFIX)) {
-            self.obstacles
-                .push(format!("{file} is under a gate: a volume in synchronous mode is not frozen"));
+        if let Some(name) = sysfs::attribute(folder, "dm/name")
+            && self.held_whole(name.trim(), number, &file, folder)
+        {
+            return;
         }
+        self.nodes.insert(number, depth);
         let mut used = false;
         for name in sysfs::names(folder) {
             let part = folder.join(name);
@@ -123,6 +161,42 @@ impl Walk {
             self.obstacles.push(format!("{file} is used as swap"));
         } else if !used && let Some(why) = claimed(&file) {
             self.obstacles.push(why);
+        }
+    }
+
+    /// Whether a device-mapper device holds back whatever lies above it.
+    fn held_whole(&mut self, name: &str, number: Number, file: &str, folder: &Path) -> bool {
+        if let Some(volume) = name.strip_prefix(MAPPING_PREFIX) {
+            // What is mounted lies on the gate's own device, which nothing in sysfs ties to this.
+            if self.means.gates.contains(volume) {
+                self.gates.insert(volume.to_owned());
+            } else {
+                let why =
+                    "a volume in synchronous mode is held by its gate alone, which is not asked for here";
+                self.obstacles.push(format!("{file} is under a gate: {why}"));
+            }
+            return true;
+        }
+        if self.means.suspend {
+            self.volumes.insert(number, Volume { name: name.to_owned(), number });
+            self.look_above(folder, number, 0);
+        }
+        self.means.suspend
+    }
+
+    /// A suspended volume holds everything above it; but the machine must be able to swap while it is.
+    fn look_above(&mut self, folder: &Path, number: Number, depth: u32) {
+        if self.swaps.contains(&number) {
+            self.obstacles.push(format!("{} is used as swap", sysfs::device_file(folder)));
+        }
+        let here = self.mounts.iter().filter(|mount| mount.devices.contains(&number));
+        self.above.extend(here.map(|mount| mount.number));
+        for holder in sysfs::names(&folder.join("holders")) {
+            let Ok(holder) = std::fs::canonicalize(folder.join("holders").join(holder)) else { continue };
+            let number = sysfs::attribute(&holder, "dev").and_then(|text| numbers(&text));
+            if let Some(number) = number.filter(|_| depth < DEPTH_MAX) {
+                self.look_above(&holder, number, depth + 1);
+            }
         }
     }
 
@@ -153,7 +227,7 @@ impl Walk {
     /// What is swapped out goes past the file system that its file lies in.
     fn swap_files(&mut self) {
         for (path, number) in swapped(|kind| kind.is_file(), MetadataExt::dev) {
-            if self.found.contains_key(&number) {
+            if self.found.contains_key(&number) || self.above.contains(&number) {
                 self.obstacles.push(format!("{path} is used as swap"));
             }
         }
@@ -189,12 +263,10 @@ impl Walk {
         for stream in ["1", "2"] {
             let Ok(found) = std::fs::metadata(Path::new("/proc/self/fd").join(stream)) else { continue };
             let number = (nix::sys::stat::major(found.dev()), nix::sys::stat::minor(found.dev()));
-            if found.is_file()
-                && let Some(below) = self.found.get(&number)
-            {
-                let path = below.path.display();
-                self.obstacles
-                    .push(format!("the splitter's own log lies on {path}: let it log to the journal"));
+            if found.is_file() && (self.found.contains_key(&number) || self.above.contains(&number)) {
+                self.obstacles.push(
+                    "the splitter's own log lies on what is to be held: let it log to the journal".to_owned(),
+                );
                 return;
             }
         }
@@ -205,13 +277,19 @@ impl Walk {
         // The innermost first.
         file_systems.sort_by(|a, b| b.depth.cmp(&a.depth).then_with(|| a.path.cmp(&b.path)));
         let mut obstacles = self.obstacles;
-        if file_systems.is_empty() && obstacles.is_empty() {
+        let volumes: Vec<Volume> = self.volumes.into_values().collect();
+        if obstacles.is_empty() && file_systems.is_empty() && volumes.is_empty() && self.gates.is_empty() {
             obstacles.push("no mounted file system lies on the protected disks".to_owned());
         }
-        if file_systems.len() > HELD_MAX {
-            obstacles.push(format!("more than {HELD_MAX} file systems lie on the protected disks"));
+        if let Some(first) = file_systems.first().filter(|_| !self.means.freeze) {
+            let path = first.path.display();
+            obstacles.push(format!("{path} could only be frozen, which this point does not ask for"));
         }
-        Plan { file_systems, obstacles }
+        if file_systems.len() + volumes.len() > HELD_MAX {
+            obstacles
+                .push(format!("more than {HELD_MAX} file systems or volumes lie on the protected disks"));
+        }
+        Plan { file_systems, volumes, gates: self.gates, obstacles }
     }
 }
 
@@ -296,10 +374,35 @@ mod tests {
     fn the_innermost_is_frozen_first() {
         let found = [file_system("/", 1), file_system("/in/a/file", 3), file_system("/in/a/volume", 2)];
         let found = found.map(|one| (one.number, one)).into();
-        let plan = Walk { found, ..Walk::default() }.finish();
+        let plan = Walk { found, means: Means::freezing(), ..Walk::default() }.finish();
         let order: Vec<_> = plan.file_systems.iter().map(|one| one.path.to_str().unwrap()).collect();
         assert_eq!(order, ["/in/a/file", "/in/a/volume", "/"]);
         assert_eq!(plan.obstacles, Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_could_only_be_frozen_is_an_obstacle_where_nothing_may_be() {
+        let found = [((7, 1), file_system("/", 1))].into();
+        let plan = Walk { found, ..Walk::default() }.finish();
+        assert!(
+            plan.obstacles.first().is_some_and(|why| why.starts_with("/ could only be frozen")),
+            "{plan:?}"
+        );
+    }
+
+    #[test]
+    fn a_volume_with_a_gate_is_held_by_it_alone() {
+        let mut walk = Walk { means: Means { suspend: true, ..Means::default() }, ..Walk::default() };
+        let folder = Path::new("/sys/none");
+        assert!(walk.held_whole("tidemark-gate-vg-lv", (253, 1), "/dev/dm-1", folder));
+        assert_eq!(walk.obstacles.len(), 1, "a gate that is not asked for");
+        walk.means.gates.insert("vg-lv".to_owned());
+        assert!(walk.held_whole("tidemark-gate-vg-lv", (253, 1), "/dev/dm-1", folder));
+        assert!(walk.held_whole("vg-root", (253, 2), "/dev/dm-2", folder));
+        walk.obstacles.clear();
+        let plan = walk.finish();
+        assert_eq!(plan.obstacles, Vec::<String>::new());
+        assert_eq!((plan.gates.len(), plan.volumes.len()), (1, 1));
     }
 
     #[test]

@@ -1,117 +1,178 @@
 //! One hold, from the first look to the last thaw hook.
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tidemark_proto::limits::{HOLD_MAX_MS, QUIESCE_MAX_MS, TEXT_MAX_BYTES};
-use tidemark_proto::v1::Consistency;
+use tidemark_proto::v1::{Consistency, HoldMethod};
 use tidemark_splitter_core::engine::{Achieved, Place};
 
-use super::freeze;
 use super::guard::{Guard, Watched};
 use super::hooks::{self, Hooks};
-use super::message::Kind;
-use super::plan::{FileSystem, Plan, plan};
+use super::plan::{Means, plan};
+use super::things::{Held, Things};
 use crate::disks::Disk;
+use crate::gate::Page;
+
+/// A gate that may hold.
+#[derive(Debug, Clone)]
+pub struct Gated {
+    /// Device-mapper's name of its volume.
+    pub volume: String,
+    pub(crate) page: Arc<Page>,
+}
+
+impl Gated {
+    pub(crate) fn new(volume: String, page: &Arc<Page>) -> Self {
+        Self { volume, page: Arc::clone(page) }
+    }
+}
 
 /// What is to be held.
 #[derive(Debug)]
 pub struct Hold {
     /// The protected disks.
     pub disks: Vec<Disk>,
-    /// The level that is asked for; above crash.
+    /// The level that is asked for. Above crash, file systems are frozen; for crash whatever holds for the shortest time.
     pub wanted: Consistency,
     /// A lower level will do: file systems are frozen also where hooks fail.
     pub allow_lower: bool,
+    /// For crash: file systems may be frozen where nothing better holds.
+    pub freeze: bool,
+    /// The volumes that have a gate.
+    pub gates: Vec<Gated>,
+    /// How long it may last; [`HOLD_MAX_MS`] at most.
+    pub at_most: Duration,
     /// The folder of hooks.
     pub hooks: PathBuf,
 }
 
-/// Reserves a place in the stream; called while everything stands still. It must return soon: writers wait for it.
-pub trait Reserve: FnOnce() -> Result<Place, String> {}
+/// Who takes a hold: what is to happen at each of its steps. Called on the hold's own thread.
+pub trait Conduct {
+    /// The freeze hooks are done with, and what of them failed. Returns when everything is to be held.
+    ///
+    /// # Errors
+    /// Why nothing is to be held.
+    fn quiesced(&mut self, problem: Option<&str>) -> Result<(), String>;
 
-impl<F: FnOnce() -> Result<Place, String>> Reserve for F {}
+    /// Everything stands still. Returns when it is to be let go, with the place in the stream that was reserved meanwhile.
+    /// Writers wait for it: it takes a moment, and neither opens, writes nor logs anything.
+    ///
+    /// # Errors
+    /// Why there is no place.
+    fn held(&mut self, method: HoldMethod) -> Result<Place, String>;
+
+    /// Everything was let go, and this came of it.
+    fn settled(&mut self, taken: Taken);
+
+    /// The hold was whole. Returns when the thaw hooks are to run.
+    fn thaws(&mut self) {}
+}
 
 /// What came of it.
 #[derive(Debug)]
 pub struct Taken {
     /// The place in the stream where everything stood still, or was meant to.
     pub place: Option<Place>,
+    /// Everything stood still there without a break.
+    pub whole: bool,
+    /// How: the weakest of all means that were used.
+    pub method: HoldMethod,
     /// What was achieved there.
     pub achieved: Achieved,
 }
 
-/// A file system and a descriptor of it.
-struct Member<'a> {
-    file_system: &'a FileSystem,
-    file: File,
-}
-
-/// How far the freeze came.
-#[derive(Default)]
-struct Held {
-    place: Option<Place>,
-    hold_us: u64,
-    reasons: Vec<String>,
-}
-
 impl Hold {
-    /// Holds, reserves, lets go, and tells `settle` what came of it as soon as that is known; then the thaw hooks run.
+    /// Holds, reserves, lets go, and tells what came of it as soon as that is known; then the thaw hooks run.
     /// Returns what of them failed, for the log. Takes up to a minute, of which writers are held for [`HOLD_MAX_MS`] at
     /// most.
-    pub fn take(self, reserve: impl Reserve, settle: impl FnOnce(Taken)) -> Vec<String> {
-        let plan = plan(&self.disks);
-        let opened = if plan.obstacles.is_empty() { open(&plan) } else { Err(plan.obstacles.clone()) };
-        let members = match opened {
-            Ok(members) => members,
+    pub fn take(self, conduct: &mut impl Conduct) -> Vec<String> {
+        let plan = plan(&self.disks, &self.means());
+        let opened = if plan.obstacles.is_empty() {
+            Things::open(&plan, &self.gates)
+        } else {
+            Err(plan.obstacles.clone())
+        };
+        let things = match opened {
+            Ok(things) => things,
             Err(reasons) => {
-                settle(taken(Consistency::Crash, Held { reasons, ..Held::default() }));
+                conduct.settled(taken(Consistency::Crash, Held { reasons, ..Held::default() }));
                 return Vec::new();
             }
         };
-        let limits =
-            (Duration::from_millis(QUIESCE_MAX_MS.into()), Duration::from_millis(HOLD_MAX_MS.into()));
-        let guard = match Guard::start(limits.0, limits.1) {
+        let at_most = self.at_most.min(Duration::from_millis(HOLD_MAX_MS.into()));
+        // A gate lets go by itself.
+        let guard = (self.wanted > Consistency::Crash || things.need_watchdog())
+            .then(|| Guard::start(Duration::from_millis(QUIESCE_MAX_MS.into()), at_most))
+            .transpose();
+        let guard = match guard {
             Ok(guard) => guard,
             Err(reason) => {
-                settle(taken(Consistency::Crash, Held { reasons: vec![reason], ..Held::default() }));
+                conduct.settled(taken(Consistency::Crash, Held { reasons: vec![reason], ..Held::default() }));
                 return Vec::new();
             }
         };
-        tracing::info!(watchdog = guard.pid(), file_systems = members.len(), "holding still for a bookmark");
+        let watchdog = guard.as_ref().map(Guard::pid);
+        tracing::debug!(watchdog, things = things.count(), "holding still for a bookmark");
+        self.guarded(&things, guard, at_most, conduct)
+    }
+
+    fn guarded(
+        &self,
+        things: &Things<'_>,
+        guard: Option<Guard>,
+        at_most: Duration,
+        conduct: &mut impl Conduct,
+    ) -> Vec<String> {
         let mut owed = Vec::new();
-        let quiesced = match self.wanted {
-            Consistency::Application => quiesce(&hooks::find(&self.hooks), &guard, &mut owed),
+        let quiesced = match (self.wanted, &guard) {
+            (Consistency::Application, Some(guard)) => quiesce(&hooks::find(&self.hooks), guard, &mut owed),
             _ => Ok(()),
         };
         let mut held = match &quiesced {
             // Nobody waits in vain.
             Err(_) if !self.allow_lower => Held::default(),
-            _ => hold(&members, &guard, reserve),
+            quiesced => match conduct.quiesced(quiesced.as_ref().err().map(String::as_str)) {
+                Err(reason) => Held { reasons: vec![reason], ..Held::default() },
+                Ok(()) => things.hold(guard.as_ref(), at_most, |method| conduct.held(method)),
+            },
         };
         // Asked before the level is told: a watchdog that fired let writers or applications go.
-        let watched = guard.thawed();
+        let watched = guard.as_ref().map_or(Watched::Kept, Guard::thawed);
         if watched != Watched::Kept && held.reasons.is_empty() {
             held.reasons.push(match watched {
                 Watched::Silent => "the watchdog did not answer: what it let go is not known".to_owned(),
                 _ => "the watchdog let go: the hold took too long".to_owned(),
             });
         }
-        let level = match (held.place.is_some() && held.reasons.is_empty(), &quiesced) {
+        let whole = held.is_whole();
+        let level = match (whole, &quiesced) {
             (false, _) => Consistency::Crash,
+            // Nothing but file systems was held, so all of them are clean.
             (true, Err(_)) => Consistency::Filesystem,
-            (true, Ok(())) => self.wanted,
+            (true, Ok(())) if things.are_file_systems() => self.wanted.max(Consistency::Filesystem),
+            (true, Ok(())) => Consistency::Crash,
         };
         held.reasons.extend(quiesced.err());
-        settle(taken(level, held));
-        drop(members);
+        conduct.settled(Taken { whole, ..taken(level, held) });
+        if whole && !owed.is_empty() {
+            conduct.thaws();
+        }
         // A hook may thaw twice, never not at all.
         let failed = if watched == Watched::Fired { Vec::new() } else { hooks::thaw(&owed) };
-        guard.disarm();
+        if let Some(guard) = guard {
+            guard.disarm();
+        }
         failed
+    }
+
+    fn means(&self) -> Means {
+        if self.wanted > Consistency::Crash {
+            return Means::freezing();
+        }
+        let gates = self.gates.iter().map(|gate| gate.volume.clone()).collect();
+        Means { freeze: self.freeze, suspend: true, gates }
     }
 }
 
@@ -120,7 +181,8 @@ fn taken(consistency: Consistency, held: Held) -> Taken {
     while reason.len() > TEXT_MAX_BYTES {
         reason.pop();
     }
-    Taken { place: held.place, achieved: Achieved { consistency, hold_us: held.hold_us, reason } }
+    let achieved = Achieved { consistency, hold_us: held.hold_us, reason };
+    Taken { place: held.place, whole: false, method: held.method, achieved }
 }
 
 /// Runs the freeze hooks. `owed` are those whose thaw must follow.
@@ -136,96 +198,4 @@ fn quiesce(found: &Hooks, guard: &Guard, owed: &mut Vec<PathBuf>) -> Result<(), 
         owed.push(hook.to_owned());
         Ok(())
     })
-}
-
-/// Opens a file of each file system: nothing is opened once something is held.
-fn open(plan: &Plan) -> Result<Vec<Member<'_>>, Vec<String>> {
-    let mut members = Vec::with_capacity(plan.file_systems.len());
-    let mut reasons = Vec::new();
-    for file_system in &plan.file_systems {
-        match open_one(file_system) {
-            Some(file) => members.push(Member { file_system, file }),
-            None => reasons.push(format!("{} cannot be reached", file_system.path.display())),
-        }
-    }
-    if reasons.is_empty() { Ok(members) } else { Err(reasons) }
-}
-
-/// Another file system may be mounted over the place: the number tells.
-fn open_one(file_system: &FileSystem) -> Option<File> {
-    let same = |file: &File| {
-        let Ok(found) = file.metadata() else { return false };
-        let number = (nix::sys::stat::major(found.dev()), nix::sys::stat::minor(found.dev()));
-        // Each subvolume of a btrfs has its own.
-        number == file_system.number || file_system.kind == "btrfs"
-    };
-    let open =
-        |path| File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).ok();
-    file_system.reached_by.iter().filter_map(open).find(same)
-}
-
-/// Freezes all, reserves the place, thaws all. Between the first freeze and the last thaw this thread makes no other call.
-fn hold(members: &[Member<'_>], guard: &Guard, reserve: impl Reserve) -> Held {
-    let mut held = Held::default();
-    let files: Vec<_> = members.iter().map(|member| (Kind::FileSystem, &member.file)).collect();
-    let armed = guard.arm(&files).and_then(|()| {
-        // What is dirty is written while nobody waits.
-        members.iter().for_each(|member| freeze::sync(member.file.as_fd()));
-        guard.begin()
-    });
-    if let Err(reason) = armed {
-        held.reasons.push(reason);
-        return held;
-    }
-    let deadline = Instant::now() + Duration::from_millis(HOLD_MAX_MS.into());
-    let mut refused = None;
-    let mut frozen = 0;
-    freeze::be_io_flusher(true);
-    let began = Instant::now();
-    for member in members {
-        if Instant::now() >= deadline {
-            refused = Some((member, nix::Error::ETIMEDOUT.into()));
-            break;
-        }
-        match freeze::freeze(member.file.as_fd()) {
-            Ok(()) => frozen += 1,
-            Err(error) => {
-                refused = Some((member, error));
-                break;
-            }
-        }
-    }
-    let reserved = refused.is_none().then(reserve);
-    let mut broken = None;
-    for member in members.iter().take(frozen).rev() {
-        // One of our own freezes that is there no more was broken by somebody else: nothing is proven then.
-        if freeze::thaw(member.file.as_fd()).is_err() {
-            broken = Some(member);
-        }
-    }
-    held.hold_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-    freeze::be_io_flusher(false);
-    if let Some((member, error)) = refused {
-        held.reasons.push(why_refused(member.file_system, &error));
-    }
-    if let Some(member) = broken {
-        let path = member.file_system.path.display();
-        held.reasons.push(format!("somebody else thawed {path} meanwhile"));
-    }
-    match reserved {
-        Some(Ok(place)) => held.place = Some(place),
-        Some(Err(reason)) => held.reasons.push(reason),
-        None => {}
-    }
-    held
-}
-
-fn why_refused(file_system: &FileSystem, error: &std::io::Error) -> String {
-    let (path, kind) = (file_system.path.display(), &file_system.kind);
-    match error.raw_os_error() {
-        Some(libc::EOPNOTSUPP) => format!("{path} cannot be frozen: {kind} does not support it"),
-        Some(libc::EBUSY) => format!("{path} is frozen by somebody else"),
-        Some(libc::ETIMEDOUT) => format!("{path} could not be frozen within {} s", HOLD_MAX_MS / 1000),
-        _ => format!("{path} ({kind}) cannot be frozen: {error}"),
-    }
 }

@@ -22,7 +22,9 @@ use super::message::{
     self, ARM, ARMED, DISARM, FIRED, GO, HELD_MAX, HOOK, HOOK_NOTED, KEPT, Kind, PACKET_MAX_BYTES, REFUSED,
     THAWED,
 };
+use super::mounts::Number;
 use super::{freeze, hooks};
+use crate::gate::Mapper;
 
 /// Between two attempts to let go after it fired.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -101,6 +103,30 @@ struct Shared {
     done: AtomicU32,
 }
 
+/// A thing that is held.
+#[derive(Debug)]
+enum Held {
+    FileSystem(OwnedFd),
+    Volume(Mapper, Number),
+}
+
+impl Held {
+    fn new(kind: Kind, file: OwnedFd) -> Self {
+        match kind {
+            Kind::FileSystem => Self::FileSystem(file),
+            Kind::Volume(number) => Self::Volume(file.into(), number),
+        }
+    }
+
+    fn let_go(&self) {
+        // One that is not held (any more) says so, or stays as it is, which is fine.
+        match self {
+            Self::FileSystem(file) => drop(freeze::thaw(file.as_fd())),
+            Self::Volume(mapper, number) => drop(mapper.resume(*number)),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Releaser {
     shared: Arc<Shared>,
@@ -111,6 +137,7 @@ impl Releaser {
     fn start(kind: Kind, file: OwnedFd) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let theirs = Arc::clone(&shared);
+        let held = Held::new(kind, file);
         let handle = thread::Builder::new().stack_size(STACK_BYTES).spawn(move || {
             freeze::be_io_flusher(true);
             loop {
@@ -119,10 +146,7 @@ impl Releaser {
                     thread::park();
                     continue;
                 }
-                match kind {
-                    // One that is not frozen (any more) says so, which is fine.
-                    Kind::FileSystem => drop(freeze::thaw(file.as_fd())),
-                }
+                held.let_go();
                 theirs.done.store(wanted, Ordering::Release);
             }
         })?;
@@ -203,7 +227,7 @@ impl Watchdog<'_> {
                 self.owed.push(PathBuf::from(std::ffi::OsStr::from_bytes(path)));
                 self.say(&[HOOK_NOTED]);
             }
-            Some((&ARM, kinds)) => match self.arm(kinds, files) {
+            Some((&ARM, things)) => match self.arm(things, files) {
                 Ok(()) => self.say(&[ARMED]),
                 Err(why) => self.say(&[&[REFUSED], why.as_bytes()].concat()),
             },
@@ -229,12 +253,12 @@ impl Watchdog<'_> {
         let _ = message::send(self.agent, packet, &[]);
     }
 
-    fn arm(&mut self, kinds: &[u8], files: Vec<OwnedFd>) -> Result<(), String> {
-        if kinds.len() != files.len() || kinds.is_empty() || !self.releasers.is_empty() {
+    fn arm(&mut self, things: &[u8], files: Vec<OwnedFd>) -> Result<(), String> {
+        let things = message::armed(things).ok_or("it does not know what is to be held")?;
+        if things.len() != files.len() || things.is_empty() || !self.releasers.is_empty() {
             return Err("it was asked for the impossible".to_owned());
         }
-        for (kind, file) in kinds.iter().zip(files) {
-            let kind = Kind::of(*kind).ok_or("it does not know what is to be held")?;
+        for (kind, file) in things.into_iter().zip(files) {
             let releaser = Releaser::start(kind, file).map_err(|error| error.to_string())?;
             self.releasers.push(releaser);
         }

@@ -6,17 +6,19 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tidemark_proto::v1::{Consistency, MarkerFailed};
+use tidemark_proto::limits::HOLD_MAX_MS;
+use tidemark_proto::v1::{Consistency, HoldMethod, MarkerFailed};
 use tidemark_proto::version::CONSISTENCY;
 use tidemark_splitter_core::engine::{Achieved, MarkerRequest, Place};
 use uuid::Uuid;
 
 use super::super::boottime::now_us;
 use super::super::command::{Answer, Ask, Command};
+use super::super::handle::Handle;
 use super::super::protection::Protection;
 use super::Worker;
 use crate::control::Bookmark;
-use crate::hold::{Hold, Taken};
+use crate::hold::{Conduct, Hold, Taken};
 
 /// How long this thread may take to reserve a place while writers are held. It looks every few milliseconds; beyond the limit
 /// something is wrong with it, and writers must not wait for it.
@@ -33,7 +35,7 @@ const GAP_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Bookmarks {
     /// The folder of freeze hooks.
-    hooks: PathBuf,
+    pub(super) hooks: PathBuf,
     /// Markers that failed, to be told to the appliance.
     pub(super) failed: VecDeque<MarkerFailed>,
     /// Asked for in the guest, not placed yet.
@@ -41,7 +43,7 @@ pub(super) struct Bookmarks {
     /// Placed and not offered for recovery yet.
     placed: Vec<(Bookmark, Answer<Bookmark>)>,
     /// A hold is under way.
-    holding: bool,
+    pub(super) holding: bool,
     /// What is to be held for, each with how long it waits for the end of a gap.
     waiting: VecDeque<(Ask, Instant)>,
     /// The place that it reserved.
@@ -80,6 +82,11 @@ impl Bookmarks {
         }
     }
 
+    /// The place that the hold under way reserved.
+    pub(super) fn reserved(&self) -> Option<Place> {
+        self.reserved
+    }
+
     /// Answers those whose point is offered.
     pub(super) fn answer(&mut self, offered_lsn: u64) {
         for (bookmark, reply) in self.placed.extract_if(.., |(bookmark, _)| bookmark.lsn <= offered_lsn) {
@@ -103,6 +110,33 @@ impl Bookmarks {
                  `status` says protected",
                 bookmark.lsn
             )));
+        }
+    }
+}
+
+/// A hold of this VM alone: it goes on as soon as it can.
+struct Alone {
+    worker: Handle,
+    /// `None` once it is settled.
+    ask: Option<Ask>,
+}
+
+impl Conduct for Alone {
+    fn quiesced(&mut self, _: Option<&str>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn held(&mut self, _: HoldMethod) -> Result<Place, String> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.worker.send(Command::Reserve { reply });
+        answer.recv_timeout(RESERVE_TIMEOUT).unwrap_or_else(|_| {
+            Err(format!("the splitter could not place it within {} s", RESERVE_TIMEOUT.as_secs()))
+        })
+    }
+
+    fn settled(&mut self, taken: Taken) {
+        if let Some(ask) = self.ask.take() {
+            self.worker.send(Command::Held { ask, taken });
         }
     }
 }
@@ -179,7 +213,7 @@ impl Worker {
     }
 
     /// Why a marker placed now could not be recovered, if so.
-    fn obstacle(&mut self) -> Option<&'static str> {
+    pub(super) fn obstacle(&mut self) -> Option<&'static str> {
         let mut obstacle = Some("no disk is protected");
         if let Some(protection) = &mut self.protection {
             let engine = &self.engine;
@@ -189,27 +223,31 @@ impl Worker {
     }
 
     fn start_hold(&self, ask: Ask) -> Result<(), String> {
-        let disks = self.protection.as_ref().map(Protection::disks).unwrap_or_default();
         let hold = Hold {
-            disks,
+            disks: self.protection.as_ref().map(Protection::disks).unwrap_or_default(),
             wanted: ask.wanted,
             allow_lower: ask.allow_lower,
+            freeze: true,
+            gates: Vec::new(),
+            at_most: Duration::from_millis(HOLD_MAX_MS.into()),
             hooks: self.bookmarks.hooks.clone(),
         };
+        self.start_holder(hold, Alone { worker: self.handle.clone(), ask: Some(ask) })
+    }
+
+    /// Starts the thread that takes a hold.
+    pub(super) fn start_holder(
+        &self,
+        hold: Hold,
+        mut conduct: impl Conduct + Send + 'static,
+    ) -> Result<(), String> {
         let worker = self.handle.clone();
         let work = move || {
-            let reserve = || {
-                let (reply, answer) = mpsc::sync_channel(1);
-                worker.send(Command::Reserve { reply });
-                answer.recv_timeout(RESERVE_TIMEOUT).unwrap_or_else(|_| {
-                    Err(format!("the splitter could not place it within {} s", RESERVE_TIMEOUT.as_secs()))
-                })
-            };
-            let failed = hold.take(reserve, |taken| worker.send(Command::Held { ask, taken }));
-            for problem in failed {
+            let failed = hold.take(&mut conduct);
+            for problem in &failed {
                 tracing::warn!(problem, "after a bookmark");
             }
-            worker.send(Command::HoldOver);
+            worker.send(Command::HoldOver { failed });
         };
         thread::Builder::new()
             .name("hold".into())
@@ -232,7 +270,7 @@ impl Worker {
 
     /// A hold came to its end.
     pub(super) fn held(&mut self, ask: Ask, taken: Taken) {
-        let Taken { place, achieved } = taken;
+        let Taken { place, achieved, .. } = taken;
         tracing::info!(
             name = ask.request.name,
             wanted = ask.wanted.word(),
@@ -241,15 +279,20 @@ impl Worker {
             reason = achieved.reason,
             "held for a bookmark"
         );
-        // One that came too late for its hold must not keep the ring waiting.
-        if let Some(late) = self.bookmarks.reserved.take().filter(|late| Some(*late) != place) {
-            self.engine.settle_place(late, None);
-        }
+        self.give_back_all_but(place);
         self.settle(ask, place, achieved);
     }
 
-    pub(super) fn hold_over(&mut self) {
+    /// A place that came too late for its hold must not keep the ring waiting.
+    pub(super) fn give_back_all_but(&mut self, place: Option<Place>) {
+        if let Some(late) = self.bookmarks.reserved.take().filter(|late| Some(*late) != place) {
+            self.engine.settle_place(late, None);
+        }
+    }
+
+    pub(super) fn hold_over(&mut self, failed: &[String]) {
         self.bookmarks.holding = false;
+        self.barrier_over(failed);
         self.hold_for_next();
     }
 

@@ -31,10 +31,11 @@ impl World {
 
     fn settle(&mut self, Reserved { place, position }: Reserved) {
         // The number tells the marker's place to the check below; 0 is a marker without one.
+        let name = if self.holds.chance(500) { "held" } else { "" };
         let request = MarkerRequest {
             request_id: position + 1,
-            bookmark_id: "id".into(),
-            name: "held".into(),
+            bookmark_id: name.into(),
+            name: name.into(),
             achieved: Achieved::default(),
         };
         let (now_us, given_up) = (self.now_us, self.holds.chance(200));
