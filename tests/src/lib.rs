@@ -19,6 +19,7 @@
 //! * [`witness`]: writes whose completion was seen from outside.
 //! * [`house`]: the dependency direction between the crates.
 
+pub mod bank;
 pub mod bench;
 pub mod disks;
 pub mod faults;

@@ -85,25 +85,41 @@ impl Administrator {
     /// # Errors
     /// When the point is refused or the view cannot be read.
     pub async fn image(&self, vm: &str, disk: usize, lsn: u64) -> Result<Vec<u8>> {
+        self.read(vm, disk, lsn, None).await
+    }
+
+    /// As [`Administrator::image`], `length` bytes from `offset` on.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn piece(
+        &self,
+        vm: &str,
+        disk: usize,
+        lsn: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>> {
+        self.read(vm, disk, lsn, Some((offset, u64::try_from(length)?))).await
+    }
+
+    async fn read(&self, vm: &str, disk: usize, lsn: u64, piece: Option<(u64, u64)>) -> Result<Vec<u8>> {
         let mut console = self.console().await?;
         let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
         let request = OpenViewRequest { vm: vm.to_owned(), at, disk: String::new() };
         let mut lease = console.open_view(request).await?.into_inner();
         let view = lease.message().await?.context("the view is described")?;
         let disk = view.disks.get(disk).context("the view has that disk")?;
-        let request = ReadViewRequest {
-            view_id: view.view_id.clone(),
-            disk: disk.id.clone(),
-            offset: 0,
-            length: disk.size_bytes,
-        };
+        let (offset, length) = piece.unwrap_or((0, disk.size_bytes));
+        let (view_id, disk) = (view.view_id.clone(), disk.id.clone());
+        let request = ReadViewRequest { view_id, disk, offset, length };
         let mut chunks = console.read_view(request).await?.into_inner();
-        let mut image = Vec::with_capacity(usize::try_from(disk.size_bytes)?);
+        let mut content = Vec::with_capacity(usize::try_from(length)?);
         while let Some(chunk) = chunks.message().await? {
-            image.extend_from_slice(&chunk.data);
-            image.resize(image.len() + usize::try_from(chunk.zero_bytes)?, 0);
+            content.extend_from_slice(&chunk.data);
+            content.resize(content.len() + usize::try_from(chunk.zero_bytes)?, 0);
         }
-        Ok(image)
+        Ok(content)
     }
 }
 

@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
+use tidemark_tests::bank::{self, Branch, Counts};
 use tidemark_tests::filework::FileWork;
 use tidemark_tests::leftovers;
 use tidemark_tests::stamp::{Checker, History, Options, run};
@@ -92,6 +94,24 @@ enum Command {
         /// End after so many.
         #[arg(long, default_value_t = usize::MAX)]
         steps: usize,
+    },
+    /// Pass money to other machines through a hub, each durably entered first: tidemark-lab bank --ledger /mnt/ledger
+    Bank {
+        /// The file of the ledger, in a file system right on the device.
+        #[arg(long)]
+        ledger: PathBuf,
+        /// The number of this member, from 0.
+        #[arg(long)]
+        member: usize,
+        /// How many there are.
+        #[arg(long)]
+        members: usize,
+        /// Tokens that begin here.
+        #[arg(long, default_value_t = 2)]
+        tokens: usize,
+        /// HOST:PORT.
+        #[arg(long)]
+        hub: String,
     },
     /// Remove what killed test runs left behind.
     Sweep,
@@ -178,6 +198,14 @@ fn execute(command: Command) -> Result<String> {
                 working.join().unwrap_or_else(|_| anyhow::bail!("the work panicked"))
             })?;
             Ok(format!("{} steps", work.steps()))
+        }
+        Command::Bank { ledger, member, members, tokens, hub } => {
+            let branch = Branch::create(&ledger)?;
+            // For whoever looks for it in images of the device.
+            writeln!(std::io::stdout(), "{}", branch.disk_offset)?;
+            let (stop, counts) = (AtomicBool::new(false), Counts::default());
+            bank::join(&branch, (member, members), tokens, &hub, &stop, &counts)?;
+            Ok(String::new())
         }
         Command::Sweep => Ok(format!("{} leftovers removed", leftovers::sweep()?.len())),
     }
