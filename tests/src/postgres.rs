@@ -1,5 +1,7 @@
 //! A PostgreSQL server of our own: own folder, own socket, no TCP port; never an existing cluster.
 
+pub mod two_phase;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -77,7 +79,10 @@ impl Postgres {
         let log = run.join("server.txt");
         // A lock file of the recovered state names a process of the past.
         let _ = fs::remove_file(data.join("postmaster.pid"));
-        let options = format!("-c listen_addresses='' -c unix_socket_directories={}", run.display());
+        let options = format!(
+            "-c listen_addresses='' -c max_prepared_transactions=16 -c unix_socket_directories={}",
+            run.display()
+        );
         let mut start = as_user("pg_ctl")?;
         start
             .arg("-D")

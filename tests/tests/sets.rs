@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tidemark_tests::bank::{self, Branch, Counts, Early, Ledger, Point, Teller};
 use tidemark_tests::disks::{LoopDisk, Mounted};
+use tidemark_tests::postgres::{self, Postgres, two_phase};
 use tidemark_tests::process::output_of;
 use tidemark_tests::site::{Site, large, skipped};
 
@@ -132,6 +133,93 @@ fn nobody_has_received_what_was_not_sent() {
     println!("uncoordinated: {violated} of {count} had something too early");
     assert!(violated > 0, "the checker sees nothing in moments that nobody coordinated");
     let Bank { site, mounts, disks, .. } = bank;
+    drop((mounts, disks));
+    site.finish(&[]).unwrap();
+}
+
+const DATABASES: [&str; 2] = ["pg-left", "pg-right"];
+/// Clients whose transactions span both servers.
+const CLIENTS: usize = 3;
+
+/// Both servers as of two points, which may be one.
+fn agree(site: &Site, points: [&Point; 2]) -> anyhow::Result<two_phase::Agreed> {
+    let open = |side: usize| {
+        let vm = DATABASES[side];
+        let folder = site.path().join(format!("view-{vm}"));
+        std::fs::create_dir_all(&folder)?;
+        let view = site.mount(vm, &format!("lsn:{}", points[side].lsns[side]), &folder)?;
+        let image = LoopDisk::attach(&folder.join("disk-1.raw"), &[])?;
+        let mounted = Mounted::mount(image.device(), &site.path().join(format!("then-{vm}")), "rw")?;
+        let run = site.path().join(format!("run-{vm}"));
+        let database = Postgres::open(mounted.path(), &run)?;
+        anyhow::Ok((database, mounted, image, view))
+    };
+    let (left, right) = (open(0)?, open(1)?);
+    let agreed = two_phase::check([&left.0, &right.0]);
+    for (database, mounted, image, view) in [left, right] {
+        database.stop()?;
+        drop((mounted, image, view));
+    }
+    agreed
+}
+
+#[test]
+fn transactions_across_two_databases_are_whole() {
+    if skipped("the tap, loop devices and mounts") {
+        return;
+    }
+    if let Some(reason) = postgres::unavailable() {
+        eprintln!("skipped: {reason}");
+        return;
+    }
+    let mut site = Site::start("two-phase").unwrap();
+    let (mut disks, mut mounts, mut databases) = (Vec::new(), Vec::new(), Vec::new());
+    for vm in DATABASES {
+        let disk = LoopDisk::create(&site.path().join(vm), 256 << 20).unwrap();
+        output_of(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.device())).unwrap();
+        let mount = Mounted::mount(disk.device(), &site.path().join(format!("live-{vm}")), "rw").unwrap();
+        let database = Postgres::create(mount.path(), &site.path().join(format!("live-run-{vm}"))).unwrap();
+        two_phase::prepare(&database).unwrap();
+        output_of(Command::new("sync").arg("-f").arg(mount.path())).unwrap();
+        let splitter = site.add_splitter(vm, &["--ring-mib", "32"]).unwrap();
+        site.splitter(splitter).unwrap().protect(disk.device(), true).unwrap();
+        disks.push(disk);
+        mounts.push(mount);
+        databases.push(database);
+    }
+    for vm in DATABASES {
+        site.wait_state(vm, "protected", PROTECT_TIMEOUT).unwrap();
+    }
+    let teller = Teller::new(&site, "databases", "name=pg-*", &DATABASES.map(|vm| (vm, 0))).unwrap();
+    let stop = AtomicBool::new(false);
+    let (points, committed) = std::thread::scope(|scope| {
+        let (stop, databases) = (&stop, &databases);
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|client| scope.spawn(move || two_phase::run([&databases[0], &databases[1]], client, stop)))
+            .collect();
+        let stop_at_the_end = StopOnDrop(stop);
+        std::thread::sleep(Duration::from_secs(1));
+        let points = teller.automatic(&site, "freeze", if large() { 120 } else { 6 }).unwrap();
+        drop(stop_at_the_end);
+        let committed: u64 = clients.into_iter().map(|client| client.join().unwrap().unwrap()).sum();
+        (points, committed)
+    });
+    let barriers: Vec<&Point> = points.iter().filter(|point| point.cut == "barrier").collect();
+    println!("{committed} transactions committed; {} barriers of {} points", barriers.len(), points.len());
+    assert!(barriers.len() * 2 > points.len(), "most points are barriers");
+    let mut open = 0;
+    for point in &barriers {
+        let agreed = agree(&site, [point, point]).unwrap();
+        assert!(agreed.committed > 0, "{agreed:?} at {}", point.text);
+        open += agreed.prepared;
+    }
+    println!("{open} transactions were prepared and not yet decided at these points");
+    // The control: one server at one point, the other at another.
+    let crossed = agree(&site, [barriers[0], barriers[barriers.len() - 1]]).unwrap_err();
+    assert!(crossed.to_string().contains("absent on the other"), "{crossed}");
+    for database in databases {
+        database.stop().unwrap();
+    }
     drop((mounts, disks));
     site.finish(&[]).unwrap();
 }
