@@ -36,6 +36,12 @@ pub(super) fn yield_to_guest(level: u8) {
     }
 }
 
+/// Has the calling thread run like any program of the guest: writers wait for it. Without the privilege it stays as it is.
+pub(super) fn be_prompt() {
+    // SAFETY: the call takes numbers only and concerns the calling thread.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+}
+
 /// Anonymous resident memory: all of the process but program text and the mapped ring and maps, which live in the
 /// kernel anyway. 0 when unknown.
 pub(super) fn resident_bytes() -> u64 {

@@ -3,7 +3,7 @@
 //! - `plan`: which file systems lie on the disks, in which order they can be frozen, and what else writes there.
 //! - `watchdog`: the process that lets everything go at the deadline and when the agent dies; `guard`: the agent's end.
 //! - `freeze`: the two calls for a file system; `crate::gate` has those for volumes. `hooks`: what applications do before and after.
-//! - `things`: what is held at once, and how. `take`: the order of it all.
+//! - `resident`: the program in memory. `things`: what is held at once, and how. `take`: the order of it all.
 //!
 //! While anything is held the agent's thread neither opens, writes nor logs anything: it has descriptors and waits for the
 //! worker, with a bound. So a file system may be frozen that the agent itself lies on.
@@ -14,6 +14,7 @@ mod hooks;
 mod message;
 mod mounts;
 mod plan;
+mod resident;
 mod take;
 mod things;
 mod watchdog;

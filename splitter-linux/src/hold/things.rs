@@ -15,6 +15,7 @@ use super::freeze;
 use super::guard::Guard;
 use super::message::Kind;
 use super::plan::{FileSystem, Plan, Volume};
+use super::resident;
 use super::take::Gated;
 use crate::gate::{self, GateError, Mapper, Page};
 
@@ -154,6 +155,9 @@ impl<'a> Things<'a> {
         let volumes = self.volumes.iter().filter_map(|one| Some((Kind::Volume(one.number), mapper?.as_fd())));
         let things: Vec<(Kind, BorrowedFd<'_>)> = file_systems.chain(volumes).collect();
         guard.arm(&things)?;
+        if !self.volumes.is_empty() {
+            resident::make();
+        }
         // What is dirty is written while nobody waits.
         self.file_systems.iter().for_each(|one| freeze::sync(one.file.as_fd()));
         guard.begin()

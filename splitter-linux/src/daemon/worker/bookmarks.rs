@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::super::boottime::now_us;
 use super::super::command::{Answer, Ask, Command};
 use super::super::handle::Handle;
+use super::super::hardening;
 use super::super::protection::Protection;
 use super::Worker;
 use crate::control::Bookmark;
@@ -243,6 +244,7 @@ impl Worker {
     ) -> Result<(), String> {
         let worker = self.handle.clone();
         let work = move || {
+            hardening::be_prompt();
             let failed = hold.take(&mut conduct);
             for problem in &failed {
                 tracing::warn!(problem, "after a bookmark");
