@@ -21,7 +21,7 @@ use crate::pki::Authority;
 use crate::recovery::Leases;
 use crate::restoring::Restores;
 use crate::retention::Retention;
-use crate::sets::Reconciling;
+use crate::sets::{Points, Reconciling};
 use crate::space::Space;
 use crate::tasks::Tasks;
 use crate::templates::Templates;
@@ -66,6 +66,8 @@ pub struct Core {
     pub clones: Arc<Clones>,
     /// Who looks for changes in sets.
     pub reconciling: Reconciling,
+    /// Points of sets.
+    pub points: Points,
     /// Disks that are being restored by grants.
     pub restores: Restores,
     /// NBD exports.

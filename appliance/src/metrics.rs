@@ -29,6 +29,13 @@ pub struct ReasonLabel {
     pub reason: &'static str,
 }
 
+/// Labels a series with how a set's point was cut: `barrier`, `mixed` or `clock`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CutLabel {
+    /// How.
+    pub cut: &'static str,
+}
+
 /// All metrics of the appliance.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -73,6 +80,28 @@ pub struct Metrics {
     rejections: Family<ReasonLabel, Counter>,
     store: StoreGauges,
     packs: PackGauges,
+    points: PointMetrics,
+}
+
+/// Points of sets.
+#[derive(Debug)]
+struct PointMetrics {
+    taken: Family<CutLabel, Counter>,
+    hold: Histogram,
+    barrier: Histogram,
+}
+
+impl PointMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        // 0.1 ms to 6.5 s.
+        let times = || Histogram::new(exponential_buckets(0.0001, 2.0, 17));
+        let metrics = Self { taken: Family::default(), hold: times(), barrier: times() };
+        let (hold, barrier) = (metrics.hold.clone(), metrics.barrier.clone());
+        registry.register("sets_points", "Points of sets by how they were cut", metrics.taken.clone());
+        registry.register("sets_hold_seconds", "The longest hold of a point's members", hold);
+        registry.register("sets_barrier_seconds", "From the first PREPARE to the last RELEASE", barrier);
+        metrics
+    }
 }
 
 /// The chunk store in numbers, as of the last look.
@@ -195,6 +224,7 @@ impl Default for Metrics {
         registry.register("clone_held_back_bytes", "Log that stays only for a clone", held_back.clone());
         let store = StoreGauges::register(&mut registry);
         let packs = PackGauges::register(&mut registry);
+        let points = PointMetrics::register(&mut registry);
         Self {
             registry: Mutex::new(registry),
             received_bytes,
@@ -219,6 +249,7 @@ impl Default for Metrics {
             rejections,
             store,
             packs,
+            points,
         }
     }
 }
@@ -232,6 +263,21 @@ impl Metrics {
     /// Notes how long a commit took.
     pub fn committed(&self, took: Duration) {
         self.commit_latency.observe(took.as_secs_f64());
+    }
+
+    /// Counts a point of a set; `hold_us` is the longest hold of its members.
+    pub fn set_point(&self, cut: &'static str, hold_us: u64) {
+        self.points.taken.get_or_create(&CutLabel { cut }).inc();
+        if hold_us > 0 {
+            self.points.hold.observe(Duration::from_micros(hold_us).as_secs_f64());
+        }
+    }
+
+    /// Notes how long the appliance took from the first PREPARE of a barrier to its last RELEASE.
+    pub fn set_held(&self, took: Duration) {
+        if !took.is_zero() {
+            self.points.barrier.observe(took.as_secs_f64());
+        }
     }
 
     /// Notes how the chunk store stands.

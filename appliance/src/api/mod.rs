@@ -14,6 +14,7 @@ mod objects;
 mod points;
 mod retention;
 mod search;
+mod set_points;
 mod sets;
 mod views;
 mod vms;

@@ -165,7 +165,7 @@ fn doubt_info(doubt: Doubt) -> v1::Doubt {
     }
 }
 
-fn gap_info(gap: &timeline::Gap) -> Gap {
+pub(super) fn gap_info(gap: &timeline::Gap) -> Gap {
     Gap {
         from_lsn: gap.from.0,
         to_lsn: gap.to.map_or(0, |to| to.0),

@@ -1,22 +1,25 @@
 //! Consistency sets: the same callers and rights as the console's.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidemark_proto::limits::NAME_MAX_CHARS;
+use tidemark_proto::limits::{HEARTBEAT_MS, NAME_MAX_CHARS};
 use tidemark_proto::v1::sets_server::Sets;
 use tidemark_proto::v1::{
-    ChangeSetRequest, CreateSetRequest, Empty, ListSetsResponse, PreviewSetRequest, RemoveSetRequest,
-    SetChange, SetInfo, SetMember, ShowSetRequest, VmInfo,
+    ChangeSetRequest, CreateSetBookmarkRequest, CreateSetRequest, DivergedReply, DivergedRequest, Empty,
+    FindSetPointRequest, ListSetPointsRequest, ListSetPointsResponse, ListSetsResponse, PreviewSetRequest,
+    RemoveSetRequest, SetBookmarkReply, SetChange, SetInfo, SetMember, SetPoint, SetPointing, ShowSetRequest,
+    VmInfo,
 };
 use tonic::{Request, Response, Status};
 
 use super::retention::has_policy;
-use super::{caller, catalog, describe_vms};
-use crate::catalog::{AssignmentRow, MemberRow, SetRow};
+use super::{caller, catalog, describe_vms, set_points};
+use crate::catalog::{AssignmentRow, MemberRow, Pointing, SetRow};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::retention::DEFAULT_POLICY;
-use crate::sets::{self, Rule, Set, Tagged, reconcile, take_back_from};
+use crate::sets::{self, EVERY_DEFAULT_US, HoldMode, Rule, Set, Tagged, reconcile, take_back_from};
 use crate::transport::Peer;
 
 /// Sets at most: each is looked at whenever a VM comes, goes or is tagged. More are refused.
@@ -24,6 +27,15 @@ const SETS_MAX: usize = 1000;
 
 /// Rules of one set at most; more are refused.
 const RULES_MAX: usize = 32;
+
+/// The shortest interval between automatic points: a heartbeat, before which none is confirmed.
+const EVERY_MIN_US: u64 = HEARTBEAT_MS as u64 * 1000;
+
+/// The longest: a day.
+const EVERY_MAX_US: u64 = 24 * 3600 * 1_000_000;
+
+/// Patterns of the order of freeze hooks at most; more are refused.
+const ORDER_MAX: usize = 32;
 
 /// Changes shown with a set.
 const CHANGES_SHOWN: u32 = 100;
@@ -56,7 +68,15 @@ impl Sets for SetsService {
 
     async fn preview_set(&self, request: Request<PreviewSetRequest>) -> Result<Response<SetInfo>, Status> {
         let rules = parse(&request.into_inner().rules)?;
-        let set = Set { name: String::new(), rules, policy: None, created_us: 0 };
+        let set = Set {
+            name: String::new(),
+            rules,
+            policy: None,
+            created_us: 0,
+            every: Duration::ZERO,
+            hold: HoldMode::default(),
+            order: Vec::new(),
+        };
         let looked = Looked::at(&self.core).await?;
         Ok(Response::new(looked.info(&set)))
     }
@@ -74,6 +94,34 @@ impl Sets for SetsService {
     async fn remove_set(&self, request: Request<RemoveSetRequest>) -> Result<Response<Empty>, Status> {
         let caller = caller(&request)?;
         remove(&self.core, &caller, &request.into_inner().name).await.map(Response::new)
+    }
+
+    async fn create_set_bookmark(
+        &self,
+        request: Request<CreateSetBookmarkRequest>,
+    ) -> Result<Response<SetBookmarkReply>, Status> {
+        let caller = caller(&request)?;
+        set_points::bookmark(&self.core, &caller, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_set_points(
+        &self,
+        request: Request<ListSetPointsRequest>,
+    ) -> Result<Response<ListSetPointsResponse>, Status> {
+        set_points::list(&self.core, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn find_set_point(
+        &self,
+        request: Request<FindSetPointRequest>,
+    ) -> Result<Response<SetPoint>, Status> {
+        let FindSetPointRequest { set, at } = request.into_inner();
+        let row = set_points::find(&self.core, &set, at.as_ref()).await?;
+        Ok(Response::new(set_points::info(&self.core, &row)))
+    }
+
+    async fn diverged(&self, request: Request<DivergedRequest>) -> Result<Response<DivergedReply>, Status> {
+        set_points::diverged(&self.core, request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -101,8 +149,38 @@ async fn check_policy(core: &Core, policy: &str) -> Result<(), Status> {
     if policy.is_empty() { Ok(()) } else { has_policy(core, policy).await }
 }
 
-fn no_set(name: &str) -> Status {
+pub(super) fn no_set(name: &str) -> Status {
     Status::not_found(format!("there is no set named '{name}'; `tidemark set list` shows those there are"))
+}
+
+/// How points are to be taken: what is not said is as `before`.
+fn pointing(asked: Option<SetPointing>, before: Pointing) -> Result<Pointing, Status> {
+    let Some(asked) = asked else { return Ok(before) };
+    let every_us = asked.every_us.unwrap_or(before.every_us);
+    if every_us != 0 && !(EVERY_MIN_US..=EVERY_MAX_US).contains(&every_us) {
+        return Err(Status::invalid_argument(format!(
+            "automatic points come every {EVERY_MIN_US} us to every day, or never with 0"
+        )));
+    }
+    let hold = if asked.hold.is_empty() { before.hold } else { asked.hold };
+    if HoldMode::of_word(&hold).is_none() {
+        return Err(Status::invalid_argument(format!(
+            "'{hold}' is no way to hold: write free, freeze or clock"
+        )));
+    }
+    let fits = |pattern: &String| {
+        (1..=NAME_MAX_CHARS).contains(&pattern.chars().count()) && !pattern.chars().any(char::is_control)
+    };
+    if asked.order.len() > ORDER_MAX || !asked.order.iter().all(fits) {
+        return Err(Status::invalid_argument(format!(
+            "the order of freeze hooks has at most {ORDER_MAX} patterns of names of 1 to {NAME_MAX_CHARS} characters"
+        )));
+    }
+    let order = match (asked.order.is_empty(), asked.no_order) {
+        (true, false) => before.order,
+        _ => asked.order,
+    };
+    Ok(Pointing { every_us, hold, order })
 }
 
 async fn create(core: &Arc<Core>, caller: &Peer, request: CreateSetRequest) -> Result<SetInfo, Status> {
@@ -118,7 +196,12 @@ async fn create(core: &Arc<Core>, caller: &Peer, request: CreateSetRequest) -> R
     if known.len() >= SETS_MAX {
         return Err(Status::failed_precondition(format!("there are {SETS_MAX} sets, which is the most")));
     }
-    let row = SetRow::new(request.name, &request.rules, request.policy, now_us());
+    let hold = HoldMode::default().word().to_owned();
+    let defaults = Pointing { every_us: EVERY_DEFAULT_US, hold, order: Vec::new() };
+    let pointing = pointing(request.points, defaults)?;
+    // One that was being taken when a set of this name was removed may have come afterwards.
+    core.catalog.remove_set_points(&request.name).await.map_err(catalog)?;
+    let row = SetRow::new(request.name, &request.rules, request.policy, now_us(), &pointing);
     store(core, caller, &row, "create set").await
 }
 
@@ -129,7 +212,8 @@ async fn change(core: &Arc<Core>, caller: &Peer, request: ChangeSetRequest) -> R
     parse(&rules)?;
     let policy = request.policy.unwrap_or_else(|| old.policy().unwrap_or_default().to_owned());
     check_policy(core, &policy).await?;
-    let row = SetRow::new(request.name, &rules, policy, old.created_us());
+    let pointing = pointing(request.points, old.pointing())?;
+    let row = SetRow::new(request.name, &rules, policy, old.created_us(), &pointing);
     let changed = store(core, caller, &row, "change set").await?;
     if row.policy().is_none() {
         take_back_from(core, &row.name).await.map_err(catalog)?;
@@ -140,7 +224,15 @@ async fn change(core: &Arc<Core>, caller: &Peer, request: ChangeSetRequest) -> R
 
 async fn store(core: &Arc<Core>, caller: &Peer, row: &SetRow, action: &str) -> Result<SetInfo, Status> {
     core.catalog.put_set(row).await.map_err(catalog)?;
-    let detail = format!("{}; policy {}", row.rules().join(" or "), row.policy().unwrap_or("none"));
+    let (rules, pointing) = (row.rules().join(" or "), row.pointing());
+    let detail = format!(
+        "{rules}; policy {}; points every {} ms, hold {}, order {}",
+        row.policy().unwrap_or("none"),
+        pointing.every_us / 1000,
+        pointing.hold,
+        if pointing.order.is_empty() { "none".to_owned() } else { pointing.order.join(",") }
+    );
+    core.points.sets_changed();
     core.audit(&caller.role.uri(), action, &row.name, &detail).await;
     reconcile(core, action).await;
     core.retention.wake();
@@ -151,7 +243,9 @@ async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, St
     if !core.catalog.remove_set(name).await.map_err(catalog)? {
         return Err(no_set(name));
     }
-    core.audit(&caller.role.uri(), "remove set", name, "").await;
+    let points = core.catalog.remove_set_points(name).await.map_err(catalog)?;
+    core.points.sets_changed();
+    core.audit(&caller.role.uri(), "remove set", name, &format!("and its {points} points")).await;
     reconcile(core, "remove set").await;
     Ok(Empty {})
 }
@@ -166,7 +260,9 @@ async fn show(core: &Arc<Core>, name: &str) -> Result<SetInfo, Status> {
         vm: row.vm_name,
         cause: row.cause,
     });
-    Ok(SetInfo { changes: changes.collect(), ..looked.info(set) })
+    let newest = core.catalog.set_points(name, 0, u64::MAX, 1).await.map_err(catalog)?;
+    let newest = newest.first().map(|row| set_points::info(core, row));
+    Ok(SetInfo { changes: changes.collect(), newest, ..looked.info(set) })
 }
 
 /// All that is said of sets, as of one moment.
@@ -201,6 +297,13 @@ impl Looked {
             members,
             changes: Vec::new(),
             rpo_ms: rpo_ms.and_then(|all| all.into_iter().max()),
+            points: Some(SetPointing {
+                every_us: u64::try_from(set.every.as_micros()).ok(),
+                hold: set.hold.word().to_owned(),
+                order: set.order.clone(),
+                no_order: set.order.is_empty(),
+            }),
+            newest: None,
         }
     }
 

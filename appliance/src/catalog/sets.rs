@@ -17,13 +17,45 @@ pub struct SetRow {
     rules: String,
     policy: String,
     created_us: i64,
+    every_us: i64,
+    hold: String,
+    hooks: String,
+}
+
+/// How points of a set are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pointing {
+    /// Microseconds between automatic points; 0 for none.
+    pub every_us: u64,
+    /// `free`, `freeze` or `clock`.
+    pub hold: String,
+    /// Patterns of members' names, in which order freeze hooks run.
+    pub order: Vec<String>,
 }
 
 impl SetRow {
     /// A set to be stored.
     #[must_use]
-    pub fn new(name: String, rules: &[String], policy: String, created_us: u64) -> Self {
-        Self { name, rules: serde_json::json!(rules).to_string(), policy, created_us: to_db(created_us) }
+    pub fn new(name: String, rules: &[String], policy: String, created_us: u64, pointing: &Pointing) -> Self {
+        Self {
+            name,
+            rules: serde_json::json!(rules).to_string(),
+            policy,
+            created_us: to_db(created_us),
+            every_us: to_db(pointing.every_us),
+            hold: pointing.hold.clone(),
+            hooks: serde_json::json!(pointing.order).to_string(),
+        }
+    }
+
+    /// How its points are taken.
+    #[must_use]
+    pub fn pointing(&self) -> Pointing {
+        Pointing {
+            every_us: from_db(self.every_us),
+            hold: self.hold.clone(),
+            order: serde_json::from_str(&self.hooks).unwrap_or_default(),
+        }
     }
 
     /// Its rules as they were written.
@@ -130,14 +162,26 @@ impl VmTagRow {
 }
 
 impl Catalog {
-    /// Stores a set, or replaces the rules and the policy of the one of that name.
+    /// Stores a set, or replaces the rules, the policy and the pointing of the one of that name.
     ///
     /// # Errors
     /// What the database says.
     pub async fn put_set(&self, set: &SetRow) -> Result<(), CatalogError> {
-        let sql = "INSERT INTO sets (name, rules, policy, created_us) VALUES ($1, $2, $3, $4) \
-                   ON CONFLICT (name) DO UPDATE SET rules = excluded.rules, policy = excluded.policy";
-        execute!(self.pool, sql, &set.name, &set.rules, &set.policy, set.created_us)?;
+        let sql = "INSERT INTO sets (name, rules, policy, created_us, every_us, hold, hooks) \
+                   VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                   ON CONFLICT (name) DO UPDATE SET rules = excluded.rules, policy = excluded.policy, \
+                   every_us = excluded.every_us, hold = excluded.hold, hooks = excluded.hooks";
+        execute!(
+            self.pool,
+            sql,
+            &set.name,
+            &set.rules,
+            &set.policy,
+            set.created_us,
+            set.every_us,
+            &set.hold,
+            &set.hooks
+        )?;
         Ok(())
     }
 

@@ -25,6 +25,10 @@ pub enum Command {
     },
     /// Ask the splitter for a marker.
     Marker(MarkerAsk),
+    /// A step of a barrier.
+    Barrier(v1::BarrierOrder),
+    /// What came of a point that was asked for in the guest.
+    SetBookmarkDone(v1::SetBookmarkDone),
     /// A verify is wanted: the VM has it.
     Verify,
     /// It is wanted no longer.
@@ -102,6 +106,8 @@ pub struct Live {
     pub heartbeat_at: Option<Instant>,
     /// What waits in the guest's spool, as the newest frame says; `None` while that is not in use.
     pub backlog: Option<v1::Backlog>,
+    /// By how much the guest's clock may be wrong against ours, as its newest frame says, microseconds.
+    pub clock_error_us: Option<u64>,
     /// How copies advance.
     pub progress: Progress,
     /// Volumes that are to be in synchronous mode. They outlive the session: a promise holds whatever became of the guest.

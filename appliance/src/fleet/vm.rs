@@ -10,6 +10,7 @@ use tidemark_proto::v1;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::barrier::Place;
 use super::{Command, Live, PlacedMarker, SessionHandle, VerifyJob, VmLog};
 
 /// What became of a marker that was asked for.
@@ -46,6 +47,7 @@ pub struct Vm {
     live: Mutex<Live>,
     pub(super) verify: Mutex<Option<VerifyJob>>,
     waiting: Mutex<HashMap<u64, oneshot::Sender<MarkerOutcome>>>,
+    pub(super) barrier: Place,
     next_request: AtomicU64,
 }
 
@@ -63,6 +65,7 @@ impl Vm {
             live: Mutex::default(),
             verify: Mutex::default(),
             waiting: Mutex::default(),
+            barrier: Place::default(),
             // Request numbers of an earlier process must not be taken for ours.
             next_request: AtomicU64::new(crate::clock::now_us().max(1)),
         }
@@ -115,7 +118,7 @@ impl Vm {
         self.update_live(Live::begin);
     }
 
-    /// Ends session `id`, unless another has taken over, and fails the markers it owed.
+    /// Ends session `id`, unless another has taken over, and fails the markers and the barrier's answer it owed.
     pub(crate) fn end_session(&self, id: u64, reason: &str) {
         let Ok(mut session) = self.session.lock() else { return };
         if session.as_ref().is_some_and(|current| current.id == id) {
@@ -125,6 +128,7 @@ impl Vm {
                 live.connected = false;
                 live.last_end = Some(reason.to_owned());
             });
+            self.barrier_gone(reason);
             let waiting =
                 self.waiting.lock().map(|mut waiting| std::mem::take(&mut *waiting)).unwrap_or_default();
             for (_, sender) in waiting {
@@ -178,12 +182,17 @@ impl Vm {
         true
     }
 
+    /// A number that no other request to this VM's splitter has.
+    pub(super) fn next_request(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Registers a marker to wait for. Returns its request number and where the outcome arrives.
     ///
     /// # Errors
     /// When too many are waited for.
     pub(crate) fn expect_marker(&self) -> Result<(u64, oneshot::Receiver<MarkerOutcome>), String> {
-        let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let request_id = self.next_request();
         let (sender, receiver) = oneshot::channel();
         let Ok(mut waiting) = self.waiting.lock() else { return Err("internal state was lost".into()) };
         waiting.retain(|_, sender| !sender.is_closed());

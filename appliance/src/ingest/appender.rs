@@ -71,6 +71,8 @@ pub(super) struct Appended {
     pub(super) backlog: Option<v1::Backlog>,
     pub(super) markers: Vec<MarkerPlaced>,
     pub(super) resizes: Vec<Resized>,
+    /// What the newest frame says of the guest's clock.
+    pub(super) clock_error_us: Option<u64>,
 }
 
 /// The writer of one VM's journal.
@@ -133,6 +135,7 @@ impl Appender {
         self.scratch = scratch;
         done?;
         out.frames += 1;
+        out.clock_error_us = Some(frame.clock_error_us);
         out.backlog = frame.backlog;
         self.first = false;
         Ok(())

@@ -9,9 +9,11 @@ use tidemark_proto::limits::{
     WINDOW_BYTES,
 };
 use tidemark_proto::v1::{
-    ApplianceMessage, Frame, HashQuestion, MarkerFailed, Ping, Pong, SplitterMessage, VerifyQuestion,
-    VerifyReport, appliance_message, frame, splitter_message,
+    ApplianceMessage, BarrierAnswer, BarrierStep, Consistency, Frame, HashQuestion, HoldMethod, MarkerFailed,
+    Ping, Pong, SetBookmarkRequest, SplitterMessage, VerifyQuestion, VerifyReport, appliance_message, frame,
+    splitter_message,
 };
+use tidemark_proto::version::BARRIER;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::{Code, Status, Streaming};
 
@@ -48,6 +50,10 @@ pub(super) enum Inbound {
     VerifyReport(VerifyReport, OwnedSemaphorePermit),
     /// What is promised of volumes in synchronous mode.
     Sync(Ping),
+    /// A step of a barrier was done, or why not.
+    Barrier(BarrierAnswer),
+    /// Somebody in the guest asks for a point of a set.
+    SetBookmark(SetBookmarkRequest),
     /// The splitter broke a rule of the protocol.
     Broken(String),
     /// The connection is gone.
@@ -89,6 +95,40 @@ fn checked(mut ping: Ping) -> Result<Ping, String> {
         said.promised_until_us = said.promised_until_us.min(latest);
     }
     Ok(ping)
+}
+
+/// That an answer to a barrier's order is one.
+///
+/// # Errors
+/// When it is beyond a limit, or of a kind that this version does not know; the stream must end.
+fn answer_fits(answer: &BarrierAnswer, protocol: u32) -> Result<(), String> {
+    let step = BarrierStep::try_from(answer.step).unwrap_or_default();
+    if protocol < BARRIER || matches!(step, BarrierStep::Unspecified | BarrierStep::GiveUp) {
+        return Err(format!("an answer to a step {} of a barrier in version {protocol}", answer.step));
+    }
+    if HoldMethod::try_from(answer.method).is_err() || Consistency::try_from(answer.consistency).is_err() {
+        return Err("an answer to a barrier with an unknown hold or level".into());
+    }
+    if answer.reason.len().max(answer.lower_reason.len()) > TEXT_MAX_BYTES {
+        return Err(format!("an answer to a barrier with a text of more than {TEXT_MAX_BYTES} bytes"));
+    }
+    Ok(())
+}
+
+/// The same of a guest's request for a point of a set.
+///
+/// # Errors
+/// As [`answer_fits`].
+fn request_fits(request: &SetBookmarkRequest, protocol: u32) -> Result<(), String> {
+    if protocol < BARRIER || Consistency::try_from(request.consistency).is_err() {
+        return Err(format!("a request for a point of a set in version {protocol}, or of an unknown level"));
+    }
+    if request.set.len().max(request.name.len()) > TEXT_MAX_BYTES {
+        return Err(format!(
+            "a request for a point of a set with a text of more than {TEXT_MAX_BYTES} bytes"
+        ));
+    }
+    Ok(())
 }
 
 async fn read(
@@ -154,6 +194,18 @@ async fn read(
                 }
                 Err(problem) => Inbound::Broken(problem),
             },
+            Some(splitter_message::Body::BarrierAnswer(answer)) => {
+                match answer_fits(&answer, handle.protocol) {
+                    Ok(()) => Inbound::Barrier(answer),
+                    Err(problem) => Inbound::Broken(problem),
+                }
+            }
+            Some(splitter_message::Body::SetBookmark(request)) => {
+                match request_fits(&request, handle.protocol) {
+                    Ok(()) => Inbound::SetBookmark(request),
+                    Err(problem) => Inbound::Broken(problem),
+                }
+            }
             Some(splitter_message::Body::NonceSaved(_)) => Inbound::NonceSaved,
             Some(splitter_message::Body::MarkerFailed(failed)) => Inbound::MarkerFailed(failed),
             Some(splitter_message::Body::Hello(_)) => Inbound::Broken("a second Hello".into()),

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use tidemark_proto::limits::TEXT_MAX_BYTES;
 use tidemark_proto::v1::{
-    Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SplitterMessage, Welcome, appliance_message,
-    frame, splitter_message,
+    Ack, ApplianceMessage, Frame, Goodbye, Hello, MarkerRequest, SetBookmarkRequest, SplitterMessage,
+    Welcome, appliance_message, frame, splitter_message,
 };
 use tidemark_proto::version;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -28,6 +28,7 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::{Command, Durable, PlacedMarker, SessionHandle, Vm};
 use crate::metrics::VmLabel;
+use crate::sets;
 use crate::templates::Source;
 use crate::transport::Peer;
 
@@ -399,9 +400,10 @@ impl Session<'_> {
         metrics.received_bytes.get_or_create(&self.label).inc_by(batch.appended.payload_bytes);
         metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
         metrics.template_bytes.get_or_create(&self.label).inc_by(batch.appended.template_bytes);
-        let Appended { heartbeat, backlog, .. } = batch.appended;
+        let Appended { heartbeat, backlog, clock_error_us, .. } = batch.appended;
         self.vm.update_live(|live| {
             live.backlog = backlog;
+            live.clock_error_us = clock_error_us.or(live.clock_error_us);
             if let Some(heartbeat) = heartbeat {
                 live.beat(heartbeat, tokio::time::Instant::now());
             }
@@ -516,6 +518,14 @@ impl Session<'_> {
                 }
                 Ok(())
             }
+            Inbound::Barrier(answer) => {
+                self.vm.barrier_answered(answer);
+                Ok(())
+            }
+            Inbound::SetBookmark(request) => {
+                self.set_bookmark(request);
+                Ok(())
+            }
             Inbound::Broken(problem) => Err(End::Broken(problem)),
             Inbound::Lost(problem) => Err(End::Left(format!("the connection broke: {problem}"))),
             Inbound::Closed => Ok(()),
@@ -528,6 +538,10 @@ impl Session<'_> {
             Some(Command::Close { reason, retry }) => Err(End::Goodbye { reason, retry }),
             Some(Command::Verify) => self.offer_verify().await,
             Some(Command::CancelVerify) => self.cancel_verify().await,
+            Some(Command::Barrier(order)) => self.tell(appliance_message::Body::BarrierOrder(order)).await,
+            Some(Command::SetBookmarkDone(done)) => {
+                self.tell(appliance_message::Body::SetBookmarkDone(done)).await
+            }
             Some(Command::Marker(ask)) => {
                 let request = MarkerRequest {
                     request_id: ask.request_id,
@@ -536,13 +550,28 @@ impl Session<'_> {
                     consistency: ask.wanted.into(),
                     allow_lower: ask.allow_lower,
                 };
-                if send(self.outbound, appliance_message::Body::MarkerRequest(request)).await {
-                    Ok(())
-                } else {
-                    Err(End::Left("the splitter takes no more messages".into()))
-                }
+                self.tell(appliance_message::Body::MarkerRequest(request)).await
             }
         }
+    }
+
+    async fn tell(&self, body: appliance_message::Body) -> Result<(), End> {
+        if send(self.outbound, body).await {
+            Ok(())
+        } else {
+            Err(End::Left("the splitter takes no more messages".into()))
+        }
+    }
+
+    /// Somebody in the guest asks for a point of a set. It is taken beside the stream, which the point needs.
+    fn set_bookmark(&self, request: SetBookmarkRequest) {
+        let (core, vm) = (Arc::clone(self.core), Arc::clone(self.vm));
+        let commands = self.handle.commands.clone();
+        self.core.tasks.spawn(async move {
+            let done = sets::bookmark_for_guest(&core, &vm, request).await;
+            // The splitter may have gone meanwhile; the point stays.
+            let _ = commands.try_send(Command::SetBookmarkDone(done));
+        });
     }
 
     fn check(&self, left: bool) -> Result<(), End> {
@@ -587,5 +616,10 @@ async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
     if request_id != 0 {
         let placed = |name| PlacedMarker { lsn, time_us, name, achieved, hold_us, reason };
         vm.marker_done(request_id, outcome.map(placed).map_err(|error| error.to_string()));
+    }
+    if vm.forgets_bookmark(&bookmark_id)
+        && let Err(error) = core.catalog.remove_bookmark(&bookmark_id).await
+    {
+        tracing::error!(vm = %vm.name, name, %error, "cannot remove a bookmark of a point that was not achieved");
     }
 }

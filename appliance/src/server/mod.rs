@@ -27,7 +27,7 @@ use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
 use crate::restoring::Restores;
 use crate::retention::Retention;
-use crate::sets::{Reconciling, reconcile};
+use crate::sets::{Points, Reconciling, reconcile};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -97,6 +97,7 @@ impl Appliance {
             exports: Exports::new(data.exports()),
             restores: Restores::default(),
             reconciling: Reconciling::default(),
+            points: Points::default(),
             clones: Arc::default(),
             data,
             authority,
@@ -129,6 +130,7 @@ impl Appliance {
         tokio::spawn(maintain_idle(Arc::clone(&core), ending.clone()));
         tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
         tokio::spawn(Arc::clone(&core.clones).run(ending.clone()));
+        tokio::spawn(Points::work(Arc::clone(&core), ending.clone()));
         reconcile(&core, "the appliance started").await;
         core.templates_changed();
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));

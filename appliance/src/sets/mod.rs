@@ -2,13 +2,24 @@
 //! by themselves. Who is in a set is never stored but to see that it changed.
 
 pub mod barrier;
+mod bookmark;
+mod hold_mode;
+mod limits;
+pub mod point;
 mod reconcile;
 mod rule;
+mod schedule;
+mod thin;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+pub use bookmark::{Asked, BookmarkRefused, bookmark, bookmark_for_guest, warnings};
+pub use hold_mode::HoldMode;
 pub use reconcile::{Reconciling, reconcile, take_back_from};
 pub use rule::{InvalidRule, Rule};
+pub use schedule::Points;
+pub use thin::{AUTOMATIC_MAX, Floors};
 use tidemark_proto::ids::VmId;
 
 use crate::catalog::{AssignmentRow, Catalog, CatalogError, SetRow};
@@ -26,7 +37,16 @@ pub struct Set {
     pub policy: Option<String>,
     /// Microseconds since 1970.
     pub created_us: u64,
+    /// Between automatic points; zero: none.
+    pub every: Duration,
+    /// What automatic points may do.
+    pub hold: HoldMode,
+    /// Patterns of members' names, in which order freeze hooks run.
+    pub order: Vec<String>,
 }
+
+/// Between automatic points of a set that says nothing else.
+pub const EVERY_DEFAULT_US: u64 = 5_000_000;
 
 /// A VM with its tags.
 #[derive(Debug, Clone)]
@@ -38,12 +58,16 @@ pub struct Tagged {
 
 impl Set {
     fn of(row: &SetRow) -> Self {
+        let pointing = row.pointing();
         Self {
             name: row.name.clone(),
             // What is stored was checked when it came in.
             rules: row.rules().iter().filter_map(|rule| rule.parse().ok()).collect(),
             policy: row.policy().map(str::to_owned),
             created_us: row.created_us(),
+            every: Duration::from_micros(pointing.every_us),
+            hold: HoldMode::of_word(&pointing.hold).unwrap_or_default(),
+            order: pointing.order,
         }
     }
 

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::postgres::Cluster;
 use tidemark_appliance::catalog::{
-    BookmarkRow, Catalog, CatalogError, CatalogUrl, HelloRecord, NewCertificate, TokenRow, TokenState,
-    secret_hash,
+    BookmarkRow, Catalog, CatalogError, CatalogUrl, HelloRecord, NewCertificate, NewSetPoint, PointMemberRow,
+    Pointing, SetPointRow, SetRow, TokenRow, TokenState, secret_hash,
 };
 use tidemark_proto::ids::{Lsn, VmId};
 
@@ -38,6 +38,7 @@ async fn suite(url: &CatalogUrl, file: &Path) {
     certificates(&catalog, vm).await;
     nonces(&catalog, vm).await;
     bookmarks(&catalog, vm).await;
+    set_points(&catalog).await;
     catalog.audit(5, "tester", "test", "x", "'; DROP TABLE vms; --").await.unwrap();
     let trail = catalog.audit_trail().await.unwrap();
     assert_eq!((trail.len(), trail[0].at_us(), trail[0].detail.as_str()), (1, 5, "'; DROP TABLE vms; --"));
@@ -176,4 +177,50 @@ async fn removal(catalog: &Catalog) {
         Err(CatalogError::Taken(_))
     ));
     catalog.remove_vm(rebuilt, 2_000).await.unwrap();
+}
+
+async fn set_points(catalog: &Catalog) {
+    let pointing = Pointing { every_us: 0, hold: "clock".into(), order: vec!["web-*".into()] };
+    let set = SetRow::new("shop".into(), &["name=*".into()], String::new(), 7, &pointing);
+    catalog.put_set(&set).await.unwrap();
+    assert_eq!(catalog.sets().await.unwrap()[0].pointing(), pointing);
+    let member = PointMemberRow {
+        vm: "not-a-vm".into(),
+        name: "web-1".into(),
+        lsn: 9,
+        time_us: 5,
+        method: "gate".into(),
+        consistency: "crash".into(),
+        hold_us: 3,
+        error_us: 0,
+        reason: "'quoted'".into(),
+    };
+    let point = |name: &str, time_us| {
+        SetPointRow::new(NewSetPoint {
+            set: "shop".into(),
+            name: name.into(),
+            time_us,
+            consistency: "crash",
+            cut: "barrier",
+            hold_us: 3,
+            bound_us: 0,
+            members: vec![member.clone()],
+            missing: Vec::new(),
+        })
+    };
+    for (name, time_us) in [("", 10), ("", 20), ("", 30), ("x", 15)] {
+        catalog.add_set_point(&point(name, time_us)).await.unwrap();
+    }
+    let taken = catalog.add_set_point(&point("x", 40)).await.unwrap_err();
+    assert!(matches!(taken, CatalogError::Taken(_)), "{taken}");
+    let times = |rows: Vec<SetPointRow>| rows.iter().map(SetPointRow::time_us).collect::<Vec<_>>();
+    assert_eq!(times(catalog.set_points("shop", 0, u64::MAX, 10).await.unwrap()), [30, 20, 15, 10]);
+    assert_eq!(times(catalog.set_points("shop", 0, 20, 2).await.unwrap()), [20, 15]);
+    let named = catalog.set_bookmark("shop", "x").await.unwrap().unwrap();
+    assert_eq!((named.members(), named.kind.as_str()), (vec![member.clone()], "bookmark"));
+    assert!(catalog.set_bookmark("shop", "").await.unwrap().is_none());
+    assert_eq!(catalog.cap_set_points("shop", 2).await.unwrap(), 1, "the oldest automatic one");
+    assert_eq!(times(catalog.oldest_set_points("shop", 10).await.unwrap()), [20, 30]);
+    assert_eq!(catalog.remove_set_points("shop").await.unwrap(), 3, "bookmarks, too");
+    assert!(catalog.remove_set("shop").await.unwrap());
 }

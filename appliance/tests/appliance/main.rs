@@ -29,6 +29,7 @@ mod process;
 mod retention;
 mod s3_server;
 mod search;
+mod set_points;
 mod sets;
 mod site;
 mod stream;

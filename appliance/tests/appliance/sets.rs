@@ -29,7 +29,7 @@ async fn retention(site: &Site) -> RetentionClient<Channel> {
 
 fn request(name: &str, rules: &[&str], policy: &str) -> CreateSetRequest {
     let rules = rules.iter().map(|rule| (*rule).to_owned()).collect();
-    CreateSetRequest { name: name.into(), rules, policy: policy.into() }
+    CreateSetRequest { name: name.into(), rules, policy: policy.into(), points: None }
 }
 
 async fn show(site: &Site, name: &str) -> SetInfo {
@@ -125,7 +125,8 @@ async fn the_oldest_set_with_a_policy_gives_it_and_a_vms_own_goes_before() {
     assert_eq!(shown.members[1].other_sets, ["plain", "web"]);
 
     // What a set gave goes with the set, also from the journal's own copy.
-    let change = ChangeSetRequest { name: "web".into(), rules: Vec::new(), policy: Some(String::new()) };
+    let change =
+        ChangeSetRequest { name: "web".into(), policy: Some(String::new()), ..ChangeSetRequest::default() };
     calls.change_set(change).await.unwrap();
     assert_eq!(having(&site, "gold").await, names(&[]));
     calls.remove_set(RemoveSetRequest { name: "all".into() }).await.unwrap();

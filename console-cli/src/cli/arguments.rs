@@ -83,7 +83,8 @@ pub(crate) enum Command {
     #[command(after_help = "Examples:\n  \
         tidemark recover web-1 --at -15m --to /restore                    # every disk, as /restore/<disk>.raw\n  \
         tidemark recover web-1 --at latest --disk disk-1 --to /dev/vdc    # one disk, onto an unused device\n  \
-        tidemark recover web-1 --at latest --to /restore --certificate /restore/web-1.json")]
+        tidemark recover web-1 --at latest --to /restore --certificate /restore/web-1.json\n  \
+        tidemark recover --set shop --at bookmark:before-upgrade --to /restore    # every VM, as /restore/<vm>/<disk>.raw")]
     Recover(RecoverArguments),
     /// Grants to restore a disk onto the machine it is for, from a rescue system
     #[command(
@@ -115,7 +116,8 @@ pub(crate) enum Command {
     /// Serve disks as of a point over NBD
     #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
     #[command(after_help = "Examples:\n  tidemark export web-1 --at latest\n  tidemark export list\n  \
-        tidemark export stop ID\n  tidemark export web-1-test --writable      # a clone, for writing")]
+        tidemark export stop ID\n  tidemark export web-1-test --writable      # a clone, for writing\n  \
+        tidemark export --set shop --at latest")]
     Export(ExportArguments),
     /// Writable copies of a point that last
     #[command(subcommand, after_help = "Example: tidemark clone create web-1 --at -15m --name web-1-test")]
@@ -277,13 +279,17 @@ pub(crate) enum BookmarkCommand {
     /// Name the present moment; fails when the asked level was not achieved
     #[command(after_help = "Examples:\n  tidemark bookmark create before-upgrade --vm web-1\n  \
         tidemark bookmark create nightly --vm web-1 --consistency application --allow-lower\n  \
-        tidemark bookmark create year-end --vm web-1 --hold-until 2030-01-01T00:00:00Z")]
+        tidemark bookmark create year-end --vm web-1 --hold-until 2030-01-01T00:00:00Z\n  \
+        tidemark bookmark create before-upgrade --set shop --consistency application      # one moment of all its VMs")]
     Create {
-        /// Unique among the VM's bookmarks
+        /// Unique among the VM's bookmarks, or the set's
         name: String,
         /// The virtual machine
-        #[arg(long, value_name = "VM")]
-        vm: String,
+        #[arg(long, value_name = "VM", required_unless_present = "set")]
+        vm: Option<String>,
+        /// One moment of all virtual machines of this set
+        #[arg(long, value_name = "SET", conflicts_with_all = ["vm", "hold", "hold_until", "lock_until"])]
+        set: Option<String>,
         /// What the point must be good for: `filesystem` freezes the file systems on the protected disks for a moment,
         /// `application` has the guest's freeze hooks run besides
         #[arg(long, value_enum, default_value = "crash")]
@@ -327,11 +333,16 @@ pub(crate) enum BookmarkCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PointCommand {
-    /// Where a VM can be recovered to
-    #[command(after_help = "Example: tidemark point list web-1 --from -2h --search upgrade")]
+    /// Where a VM, or a set as one, can be recovered to
+    #[command(after_help = "Examples:\n  tidemark point list web-1 --from -2h --search upgrade\n  \
+        tidemark point list --set shop --from -2h")]
     List {
         /// The virtual machine
-        vm: String,
+        #[arg(required_unless_present = "set")]
+        vm: Option<String>,
+        /// Points of all virtual machines of this set
+        #[arg(long, value_name = "SET", conflicts_with = "vm")]
+        set: Option<String>,
         /// Nothing before this
         #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
         from: Option<When>,
@@ -347,7 +358,11 @@ pub(crate) enum PointCommand {
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArguments {
     /// The virtual machine
-    pub(crate) vm: String,
+    #[arg(required_unless_present = "set")]
+    pub(crate) vm: Option<String>,
+    /// All virtual machines of this set at one of its points, each into DIR/VM
+    #[arg(long, value_name = "SET", conflicts_with_all = ["vm", "disk"])]
+    pub(crate) set: Option<String>,
     /// The recovery point
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub(crate) at: When,
@@ -396,8 +411,11 @@ pub(crate) struct ExportArguments {
     #[command(subcommand)]
     pub(crate) command: Option<ExportCommand>,
     /// The virtual machine
-    #[arg(required = true)]
+    #[arg(required_unless_present = "set")]
     pub(crate) vm: Option<String>,
+    /// All virtual machines of this set at one of its points
+    #[arg(long, value_name = "SET", conflicts_with_all = ["vm", "writable", "disk"])]
+    pub(crate) set: Option<String>,
     /// The recovery point
     #[arg(long, value_name = "WHEN", required_unless_present = "writable", allow_hyphen_values = true)]
     pub(crate) at: Option<When>,
@@ -514,6 +532,11 @@ mod tests {
             vec!["tidemark", "recover", "web-1", "--at", "-15m", "--to", "/r"],
             vec!["tidemark", "export", "web-1", "--at", "-2h"],
             vec!["tidemark", "point", "list", "web-1", "--from", "-2h", "--to", "-1s"],
+            vec!["tidemark", "point", "list", "--set", "shop", "--from", "-2h"],
+            vec!["tidemark", "recover", "--set", "shop", "--at", "-15m", "--to", "/r"],
+            vec!["tidemark", "export", "--set", "shop", "--at", "latest"],
+            vec!["tidemark", "bookmark", "create", "x", "--set", "shop", "--allow-lower"],
+            vec!["tidemark", "set", "change", "shop", "--every", "0", "--hold", "clock", "--order", "a,b"],
             vec!["tidemark", "export", "copy", "--writable"],
             vec!["tidemark", "mount", "copy", "/mnt", "--writable"],
             vec!["tidemark", "clone", "create", "web-1", "--at", "-2h", "--name", "copy"],
@@ -521,6 +544,12 @@ mod tests {
             vec!["tidemark", "export", "stop", "7"],
         ] {
             Cli::try_parse_from(&arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"));
+        }
+        for nobody in
+            [["bookmark", "create", "x"].as_slice(), &["point", "list"], &["export", "--at", "latest"]]
+        {
+            let arguments = ["tidemark"].iter().chain(nobody);
+            assert!(Cli::try_parse_from(arguments).is_err(), "{nobody:?}: a VM or a set is required");
         }
         assert!(Cli::try_parse_from(["tidemark", "export", "web-1"]).is_err(), "--at is required");
         assert!(Cli::try_parse_from(["tidemark", "mount", "web-1", "/mnt"]).is_err(), "--at is required");

@@ -27,5 +27,5 @@ pub(crate) use job::{JobCommand, VerifyArguments};
 pub(crate) use object::{GetArguments, ListArguments, ObjectCommand, ObjectKind, PutArguments, SetArguments};
 pub(crate) use retention::{CreatePolicyArguments, HoldArguments, PolicyCommand};
 pub(crate) use search::SearchArguments;
-pub(crate) use set::SetCommand;
+pub(crate) use set::{PointsArguments, SetCommand};
 pub(crate) use usage::{UsageError, one_line};

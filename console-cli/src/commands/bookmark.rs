@@ -20,7 +20,8 @@ pub(super) async fn run(
     json: bool,
 ) -> Result<()> {
     match command {
-        BookmarkCommand::Create { name, vm, consistency, allow_lower, keep } => {
+        BookmarkCommand::Create { name, vm, consistency, allow_lower, keep, .. } => {
+            let vm = vm.unwrap_or_default();
             let held = keep.request(&vm, &name)?;
             let request =
                 CreateBookmarkRequest { name, vm, consistency: consistency.word().to_owned(), allow_lower };

@@ -9,7 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use tidemark_proto::v1::{Empty, ExportCloneRequest, ExportInfo, StartExportRequest, StopExportRequest};
 
-use crate::appliance::{Client, ClonesClient, refused};
+use super::set_point;
+use crate::appliance::{Client, ClonesClient, SetsClient, refused};
 use crate::cli::{ExportArguments, ExportCommand, UsageError};
 use crate::context::configuration_folder;
 use crate::output::{self, Table};
@@ -18,6 +19,7 @@ use crate::when::When;
 pub(super) async fn run(
     mut client: Client,
     clones: ClonesClient,
+    sets: SetsClient,
     arguments: ExportArguments,
     json: bool,
 ) -> Result<()> {
@@ -45,7 +47,7 @@ pub(super) async fn run(
                 output::line(&format!("Export {id} is stopped."))
             }
         }
-        None => start(client, clones, arguments, json).await,
+        None => start(client, clones, sets, arguments, json).await,
     }
 }
 
@@ -53,10 +55,14 @@ pub(super) async fn run(
 async fn ask(
     client: &mut Client,
     mut clones: ClonesClient,
+    sets: SetsClient,
     arguments: &ExportArguments,
 ) -> Result<Vec<ExportInfo>> {
     let disk = arguments.disk.map(|disk| disk.to_string()).unwrap_or_default();
     let tls_addr = arguments.tls.clone().unwrap_or_default();
+    if let (Some(set), Some(at)) = (&arguments.set, &arguments.at) {
+        return ask_set(client, sets, set, at, &tls_addr).await;
+    }
     let reply = match (arguments.vm.clone(), &arguments.at, arguments.writable) {
         (Some(name), None | Some(When::Latest), true) => {
             clones.export_clone(ExportCloneRequest { name, disk, tls_addr }).await
@@ -73,13 +79,41 @@ async fn ask(
     Ok(reply.map_err(|status| refused(&status))?.into_inner().exports)
 }
 
+/// Starts exports of all members of a set at one of its points: of all, or of none.
+async fn ask_set(
+    client: &mut Client,
+    mut sets: SetsClient,
+    set: &str,
+    at: &When,
+    tls_addr: &str,
+) -> Result<Vec<ExportInfo>> {
+    let point = set_point::find(&mut sets, set, at).await?;
+    let mut exports: Vec<ExportInfo> = Vec::new();
+    for member in point.members {
+        let at = Some(When::Lsn(member.lsn).to_proto());
+        let tls_addr = tls_addr.to_owned();
+        let request = StartExportRequest { vm: member.vm, at, disk: String::new(), tls_addr };
+        match client.start_export(request).await {
+            Ok(reply) => exports.extend(reply.into_inner().exports),
+            Err(status) => {
+                for export in &exports {
+                    let _ = client.stop_export(StopExportRequest { id: export.id.clone() }).await;
+                }
+                return Err(refused(&status));
+            }
+        }
+    }
+    Ok(exports)
+}
+
 async fn start(
     mut client: Client,
     clones: ClonesClient,
+    sets: SetsClient,
     arguments: ExportArguments,
     json: bool,
 ) -> Result<()> {
-    let exports = ask(&mut client, clones, &arguments).await?;
+    let exports = ask(&mut client, clones, sets, &arguments).await?;
     exports.iter().flat_map(|export| &export.warnings).for_each(|warning| output::warning(warning));
     let mut shown = Vec::new();
     for export in &exports {

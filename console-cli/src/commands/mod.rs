@@ -19,6 +19,7 @@ mod proof;
 mod recover;
 mod search;
 mod set;
+mod set_point;
 mod status;
 mod token;
 mod vm;
@@ -27,10 +28,11 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
+use tidemark_proto::v1::CreateSetBookmarkRequest;
 use tonic::transport::Channel;
 
-use crate::appliance::{self, Client, attest, channel, clones, console, history, objects, retention};
-use crate::cli::{Cli, Command, VmCommand};
+use crate::appliance::{self, Client, attest, channel, clones, console, history, objects, retention, sets};
+use crate::cli::{BookmarkCommand, Cli, Command, PointCommand, VmCommand};
 use crate::context::Context;
 use crate::renewal;
 
@@ -81,15 +83,29 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
         Command::Vm(VmCommand::Verify(arguments)) => {
             job::verify(appliance::jobs(channel), arguments, json).await
         }
-        Command::Set(command) => set::run(appliance::sets(channel), command, json).await,
+        Command::Set(command) => set::run(sets(channel), command, json).await,
         Command::Grant(command) => grant::run(appliance::grants(channel), command, json).await,
         Command::Job(command) => job::run(appliance::jobs(channel), command, json).await,
         Command::Vm(command) => vm::run(client, command, json).await,
+        Command::Bookmark(BookmarkCommand::Create {
+            name, set: Some(set), consistency, allow_lower, ..
+        }) => {
+            let consistency = consistency.word().to_owned();
+            let request = CreateSetBookmarkRequest { set, name, consistency, allow_lower };
+            set_point::bookmark(sets(channel), request, json).await
+        }
         Command::Bookmark(command) => bookmark::run(client, retention(channel), command, json).await,
         Command::Policy(command) => policy::run(retention(channel), command, json).await,
+        Command::Point(PointCommand::List { set: Some(set), from, to, search, .. }) => {
+            set_point::list(sets(channel), set, (from, to), search, json).await
+        }
         Command::Point(command) => point::run(client, command, json).await,
-        Command::Recover(arguments) => recover::run(client, attest(channel), &arguments, json).await,
-        Command::Export(arguments) => export::run(client, clones(channel), arguments, json).await,
+        Command::Recover(arguments) => {
+            recover::run(client, attest(channel.clone()), sets(channel), &arguments, json).await
+        }
+        Command::Export(arguments) => {
+            export::run(client, clones(channel.clone()), sets(channel), arguments, json).await
+        }
         Command::Clone(command) => clone::run(clones(channel), command, json).await,
         Command::Status => status::run(client, json).await,
         Command::Journal(_) | Command::Mount(_) | Command::Unmount { .. } | Command::Manual { .. } => Ok(()),

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tidemark_proto::v1::{ListPointsRequest, ListPointsResponse};
+use tidemark_proto::v1::{Gap, ListPointsRequest, ListPointsResponse};
 
 use crate::appliance::{Client, refused};
 use crate::cli::PointCommand;
@@ -10,7 +10,8 @@ use crate::moment;
 use crate::output::{self, Table};
 
 pub(super) async fn run(mut client: Client, command: PointCommand, json: bool) -> Result<()> {
-    let PointCommand::List { vm, from, to, search } = command;
+    let PointCommand::List { vm, from, to, search, .. } = command;
+    let vm = vm.unwrap_or_default();
     let request = ListPointsRequest {
         vm,
         from: from.map(|when| when.to_proto()),
@@ -42,17 +43,7 @@ fn to_json(reply: &ListPointsResponse) -> Value {
             })
         })
         .collect();
-    let gaps: Vec<_> = reply
-        .gaps
-        .iter()
-        .map(|gap| {
-            json!({
-                "from_lsn": gap.from_lsn, "to_lsn": (gap.to_lsn > 0).then_some(gap.to_lsn),
-                "from_time": moment::json(gap.from_time_us), "to_time": moment::json(gap.to_time_us),
-                "cause": gap.cause, "detail": gap.detail, "disks": gap.disks,
-            })
-        })
-        .collect();
+    let gaps: Vec<_> = reply.gaps.iter().map(gap_json).collect();
     let doubts: Vec<_> = reply
         .doubts
         .iter()
@@ -63,6 +54,14 @@ fn to_json(reply: &ListPointsResponse) -> Value {
         })
         .collect();
     json!({ "windows": windows, "points": points, "gaps": gaps, "doubts": doubts })
+}
+
+pub(super) fn gap_json(gap: &Gap) -> Value {
+    json!({
+        "from_lsn": gap.from_lsn, "to_lsn": (gap.to_lsn > 0).then_some(gap.to_lsn),
+        "from_time": moment::json(gap.from_time_us), "to_time": moment::json(gap.to_time_us),
+        "cause": gap.cause, "detail": gap.detail, "disks": gap.disks,
+    })
 }
 
 /// One timeline, oldest first. What a person copies from it is a WHEN.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,31 +11,74 @@ use serde_json::{Value, json};
 use tidemark_proto::v1::ViewDisk;
 
 use super::certificate;
-use crate::appliance::{AttestClient, Client};
+use super::certificate_file::Shown;
+use super::set_point;
+use crate::appliance::{AttestClient, Client, SetsClient};
 use crate::cli::{RecoverArguments, UsageError};
 use crate::output;
 use crate::restore::{DeviceTarget, FileTarget, Identity, Target, restore};
 use crate::view::RemoteView;
+use crate::when::When;
 use crate::{moment, progress, size};
 
 pub(super) async fn run(
     client: Client,
     attest: AttestClient,
+    mut sets: SetsClient,
     arguments: &RecoverArguments,
     json: bool,
 ) -> Result<()> {
     check_destination(arguments)?;
-    let view = Arc::new(RemoteView::open(&client, &arguments.vm, &arguments.at, arguments.disk).await?);
-    if arguments.disk.is_none() {
-        fs::create_dir_all(&arguments.to)
-            .with_context(|| format!("make folder {}", arguments.to.display()))?;
-    }
     let mut done = Vec::new();
     let mut certificates = Vec::new();
+    if let Some(set) = &arguments.set {
+        let point = set_point::find(&mut sets, set, &arguments.at).await?;
+        for member in &point.members {
+            let folder = member_folder(&arguments.to, &member.vm)?;
+            let view = RemoteView::open(&client, &member.vm, &When::Lsn(member.lsn), None).await?;
+            recover_view(view, &folder, &attest, arguments, json, (&mut done, &mut certificates)).await?;
+        }
+    } else {
+        let vm = arguments.vm.as_deref().unwrap_or_default();
+        let view = RemoteView::open(&client, vm, &arguments.at, arguments.disk).await?;
+        set_point::warn_of_divergence(&mut sets, view.vm(), &arguments.at, view.lsn()).await;
+        recover_view(view, &arguments.to, &attest, arguments, json, (&mut done, &mut certificates)).await?;
+    }
+    if let Some(file) = &arguments.certificate {
+        certificate::write(file, &certificates)?;
+        if !json {
+            output::line(&format!("The certificate is in {}.", file.display()))?;
+        }
+    }
+    if json { output::json(&done) } else { Ok(()) }
+}
+
+/// Where a member of a set goes: a folder of its name, and never another.
+fn member_folder(to: &Path, vm: &str) -> Result<PathBuf> {
+    let mut parts = Path::new(vm).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(name)), None) if name == vm => Ok(to.join(vm)),
+        _ => bail!("the name of '{vm}' is none of a folder: recover that VM alone, with `--at lsn:…`"),
+    }
+}
+
+/// Recovers all disks of a view.
+async fn recover_view(
+    view: RemoteView,
+    to: &Path,
+    attest: &AttestClient,
+    arguments: &RecoverArguments,
+    json: bool,
+    (done, certificates): (&mut Vec<Value>, &mut Vec<Shown>),
+) -> Result<()> {
+    let view = Arc::new(view);
+    if arguments.disk.is_none() {
+        fs::create_dir_all(to).with_context(|| format!("make folder {}", to.display()))?;
+    }
     for disk in view.disks() {
         let path = match arguments.disk {
-            Some(_) => arguments.to.clone(),
-            None => arguments.to.join(format!("{}.raw", disk.id)),
+            Some(_) => to.to_path_buf(),
+            None => to.join(format!("{}.raw", disk.id)),
         };
         let one = tokio::select! {
             one = recover_disk(&view, disk, &path, arguments.overwrite) => one?,
@@ -57,16 +100,10 @@ pub(super) async fn run(
         }
         done.push(one);
         if arguments.certificate.is_some() {
-            certificates.push(certificate::of(&attest, &view, disk, &path).await?);
+            certificates.push(certificate::of(attest, &view, disk, &path).await?);
         }
     }
-    if let Some(file) = &arguments.certificate {
-        certificate::write(file, &certificates)?;
-        if !json {
-            output::line(&format!("The certificate is in {}.", file.display()))?;
-        }
-    }
-    if json { output::json(&done) } else { Ok(()) }
+    Ok(())
 }
 
 /// Finds out before anything is read what cannot work.

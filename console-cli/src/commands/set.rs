@@ -3,11 +3,13 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use tidemark_proto::v1::{
-    ChangeSetRequest, CreateSetRequest, Empty, PreviewSetRequest, RemoveSetRequest, SetInfo, ShowSetRequest,
+    ChangeSetRequest, CreateSetRequest, Empty, PreviewSetRequest, RemoveSetRequest, SetInfo, SetPointing,
+    ShowSetRequest,
 };
 
+use super::set_point;
 use crate::appliance::{SetsClient, refused};
-use crate::cli::SetCommand;
+use crate::cli::{PointsArguments, SetCommand};
 use crate::moment;
 use crate::output::{self, Table};
 
@@ -23,21 +25,44 @@ pub(super) async fn run(mut client: SetsClient, command: SetCommand, json: bool)
             return if json {
                 output::json(&json!({ "name": name }))
             } else {
-                output::line(&format!("The set {name} is removed; its VMs and their history stay."))
+                output::line(&format!(
+                    "The set {name} and its points are removed; its VMs and their history stay."
+                ))
             };
         }
-        SetCommand::Create { name, rules, policy } => {
-            let policy = policy.unwrap_or_default();
-            client.create_set(CreateSetRequest { name, rules: rules.rules, policy }).await
+        SetCommand::Diverged { name, at, vm } => {
+            return set_point::diverged(&mut client, name, &at, vm, json).await;
         }
-        SetCommand::Change { name, rules, policy, no_policy } => {
+        SetCommand::Create { name, rules, policy, points } => {
+            let (policy, points) = (policy.unwrap_or_default(), Some(pointing(points, false)));
+            client.create_set(CreateSetRequest { name, rules: rules.rules, policy, points }).await
+        }
+        SetCommand::Change { name, rules, policy, no_policy, points, no_order } => {
             let policy = policy.or_else(|| no_policy.then(String::new));
-            client.change_set(ChangeSetRequest { name, rules, policy }).await
+            let points = Some(pointing(points, no_order));
+            client.change_set(ChangeSetRequest { name, rules, policy, points }).await
         }
         SetCommand::Preview { rules } => client.preview_set(PreviewSetRequest { rules: rules.rules }).await,
         SetCommand::Show { name } => client.show_set(ShowSetRequest { name }).await,
     };
     show(&reply.map_err(|status| refused(&status))?.into_inner(), json)
+}
+
+fn pointing(arguments: PointsArguments, no_order: bool) -> SetPointing {
+    let every = arguments.every.map(|every| u64::try_from(every.as_micros()).unwrap_or(u64::MAX));
+    let hold = arguments.hold.map(|hold| hold.word().to_owned()).unwrap_or_default();
+    SetPointing { every_us: every, hold, order: arguments.order, no_order }
+}
+
+/// How points are taken, for people.
+fn points(set: &SetInfo) -> String {
+    let points = set.points.clone().unwrap_or_default();
+    let order =
+        if points.order.is_empty() { String::new() } else { format!(", order {}", points.order.join(",")) };
+    match points.every_us.unwrap_or(0) {
+        0 => format!("no automatic points{order}"),
+        every_us => format!("a point every {}, hold {}{order}", moment::length(every_us / 1000), points.hold),
+    }
 }
 
 fn list(sets: &[SetInfo], json: bool) -> Result<()> {
@@ -68,8 +93,8 @@ fn show(set: &SetInfo, json: bool) -> Result<()> {
         return output::json(&to_json(set));
     }
     if !set.name.is_empty() {
-        let (rules, policy) = (set.rules.join(" or "), policy(set));
-        output::line(&format!("{}: {rules}; policy {policy}", set.name))?;
+        let (rules, policy, points) = (set.rules.join(" or "), policy(set), points(set));
+        output::line(&format!("{}: {rules}; policy {policy}; {points}", set.name))?;
     }
     if set.members.is_empty() {
         output::line("No VM matches now.")?;
@@ -116,8 +141,11 @@ fn to_json(set: &SetInfo) -> Value {
             json!({ "vm": change.vm, "time": moment::json(change.at_us), "change": what, "cause": change.cause })
         })
         .collect();
+    let points = set.points.clone().unwrap_or_default();
     json!({
         "name": set.name, "rules": set.rules, "policy": set.policy, "created": moment::json(set.created_us),
         "rpo_ms": set.rpo_ms, "members": members, "changes": changes,
+        "every_us": points.every_us, "hold": points.hold, "order": points.order,
+        "newest": set.newest.as_ref().map(set_point::to_json),
     })
 }

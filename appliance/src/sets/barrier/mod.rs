@@ -19,6 +19,7 @@ mod simulation;
 use std::collections::BTreeMap;
 
 use tidemark_proto::ids::Lsn;
+use tidemark_proto::v1::{Consistency, HoldMethod};
 
 /// Names a member for the length of one barrier.
 pub type MemberId = usize;
@@ -54,8 +55,8 @@ pub enum Reply {
     Held,
     /// The place is reserved.
     Marked,
-    /// Everything was let go after a hold without a break; the marker lies there.
-    Released { lsn: Lsn, hold_us: u64 },
+    /// Everything was let go after a hold without a break; the place lies there.
+    Released(Placed),
     /// It cannot hold, or the hold broke.
     Failed(String),
 }
@@ -64,12 +65,18 @@ pub enum Reply {
 pub type Outcome = Result<Placed, String>;
 
 /// A member's part of the point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     /// Its marker.
     pub lsn: Lsn,
     /// How long its writers were held, microseconds.
     pub hold_us: u64,
+    /// What held them.
+    pub method: HoldMethod,
+    /// The level achieved.
+    pub level: Consistency,
+    /// Why that is lower than was asked for; empty otherwise.
+    pub reason: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,9 +132,7 @@ impl Barrier {
                 (_, Reply::Failed(reason)) => Some(Stand::Done(Err(reason))),
                 (Stand::Preparing, Reply::Held) => Some(Stand::Held),
                 (Stand::Marking, Reply::Marked) => Some(Stand::Marked),
-                (Stand::Releasing, Reply::Released { lsn, hold_us }) => {
-                    Some(Stand::Done(Ok(Placed { lsn, hold_us })))
-                }
+                (Stand::Releasing, Reply::Released(placed)) => Some(Stand::Done(Ok(placed))),
                 _ => Some(Stand::Done(Err("it answered what it was not asked".to_owned()))),
             };
             if let Some(next) = next {
@@ -175,6 +180,12 @@ impl Barrier {
     #[must_use]
     pub fn deadline_us(&self) -> Option<u64> {
         (self.phase != Phase::Over).then_some(self.deadline_us)
+    }
+
+    /// Whether everybody was told to let go: nobody is held for this barrier any more, but by words that are on the way.
+    #[must_use]
+    pub fn lets_go(&self) -> bool {
+        matches!(self.phase, Phase::Release | Phase::Over)
     }
 
     /// What came of each member, once it is over.

@@ -7,8 +7,9 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use super::{Barrier, Limits, MemberId, Order, Reply};
+use super::{Barrier, Limits, MemberId, Order, Placed, Reply};
 use tidemark_proto::ids::Lsn;
+use tidemark_proto::v1::{Consistency, HoldMethod};
 
 const LIMITS: Limits = Limits { prepare_us: 60_000, mark_us: 40_000, release_us: 50_000, hold_us: 120_000 };
 /// The watchdog of a dead agent needs this long at most.
@@ -92,6 +93,11 @@ enum Fault {
     Uncoordinated,
     /// A hold that broke is called whole.
     BrokenIsWhole,
+}
+
+fn released(lsn: u64, hold_us: u64) -> Reply {
+    let (method, level, reason) = (HoldMethod::Gate, Consistency::Crash, String::new());
+    Reply::Released(Placed { lsn: Lsn(lsn), hold_us, method, level, reason })
 }
 
 struct World {
@@ -356,16 +362,16 @@ impl World {
                 let told = match (keep, place) {
                     (true, Some((lsn, known))) => {
                         self.markers.insert((barrier, machine), (lsn, known));
-                        Reply::Released { lsn: Lsn(lsn), hold_us }
+                        released(lsn, hold_us)
                     }
                     (true, None) if self.fault == Fault::BrokenIsWhole => {
                         let (lsn, known) = (this.lsn, this.known.clone());
                         self.markers.insert((barrier, machine), (lsn, known));
-                        Reply::Released { lsn: Lsn(lsn), hold_us }
+                        released(lsn, hold_us)
                     }
                     (true, None) if self.fault == Fault::Uncoordinated => {
                         let lsn = self.markers.get(&(barrier, machine)).map_or(0, |marker| marker.0);
-                        Reply::Released { lsn: Lsn(lsn), hold_us }
+                        released(lsn, hold_us)
                     }
                     _ => Reply::Failed("the hold broke".to_owned()),
                 };

@@ -32,6 +32,8 @@ pub(crate) struct Guest {
     pub(crate) ring: u64,
     pub(crate) chain: ChainHash,
     pub(crate) last_acked: Option<StreamPosition>,
+    /// By how much its clock may be wrong, as its frames say.
+    pub(crate) clock_error_us: u64,
 }
 
 /// An open stream.
@@ -70,6 +72,7 @@ impl Guest {
             ring: 0,
             chain: ChainHash::default(),
             last_acked: None,
+            clock_error_us: 100,
         }
     }
 
@@ -135,7 +138,7 @@ impl Guest {
             chain: Vec::new().into(),
             // Boot times in these tests are appliance times.
             clock_offset_us: 0,
-            clock_error_us: 100,
+            clock_error_us: self.clock_error_us,
             backlog: None,
             body: Some(body),
         };
