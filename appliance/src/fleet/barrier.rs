@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use tidemark_proto::v1::{BarrierAnswer, BarrierOrder};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::vm::MarkerOutcome;
 use super::{Command, Vm};
 
 /// Answers of one VM to one barrier at most: one to each of its six orders, and one that the hold broke. Further ones are
@@ -49,6 +50,7 @@ pub(super) struct Place {
 pub struct Seat {
     vm: Arc<Vm>,
     request_id: u64,
+    marker: Option<oneshot::Receiver<MarkerOutcome>>,
 }
 
 impl Drop for Seat {
@@ -72,6 +74,11 @@ impl Seat {
         self.request_id
     }
 
+    /// Where the marker of this barrier arrives once it is durable, or why it does not: to be taken once.
+    pub fn take_marker(&mut self) -> Option<oneshot::Receiver<MarkerOutcome>> {
+        self.marker.take()
+    }
+
     /// Gives the VM's session an order to send. False when there is none that takes it.
     #[must_use]
     pub fn order(&self, order: BarrierOrder) -> bool {
@@ -87,10 +94,10 @@ impl Vm {
         if taken.is_some() {
             return None;
         }
-        let request_id = self.next_request();
+        let (request_id, marker) = self.expect_marker().ok()?;
         *taken = Some(Taken { request_id, number, hearing, answers_left: ANSWERS_MAX });
         drop(taken);
-        Some(Seat { vm: Arc::clone(self), request_id })
+        Some(Seat { vm: Arc::clone(self), request_id, marker: Some(marker) })
     }
 
     /// Tells who runs the barrier; an answer that nobody waits for is ignored.

@@ -128,6 +128,13 @@ fn state(
     if let Some(gap) = open.first() {
         return ("resync", format!("{} is read again after: {}", disk_list(gap), cause_text(gap.cause)));
     }
+    if live.heartbeat.is_none() {
+        // It may be about to say what was missed while it was away.
+        return (
+            "disconnected",
+            "its splitter has just connected, and has not told how its disks are".into(),
+        );
+    }
     if timeline.horizon().is_none() {
         return ("initial-sync", "no heartbeat has confirmed a point yet".into());
     }

@@ -182,17 +182,12 @@ impl Vm {
         true
     }
 
-    /// A number that no other request to this VM's splitter has.
-    pub(super) fn next_request(&self) -> u64 {
-        self.next_request.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// Registers a marker to wait for. Returns its request number and where the outcome arrives.
     ///
     /// # Errors
     /// When too many are waited for.
     pub(crate) fn expect_marker(&self) -> Result<(u64, oneshot::Receiver<MarkerOutcome>), String> {
-        let request_id = self.next_request();
+        let request_id = self.next_request.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         let Ok(mut waiting) = self.waiting.lock() else { return Err("internal state was lost".into()) };
         waiting.retain(|_, sender| !sender.is_closed());

@@ -11,7 +11,7 @@ use crate::fleet::Vm;
 
 /// How long to wait until a member's stream has come so far that its place is known, and can be recovered: many heartbeats,
 /// and the round trip of a stream that is busy. Who is further behind is missing from the point.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a journal is looked at that gets no commits: none should come in between.
 const IDLE_INTERVAL: Duration = Duration::from_millis(200);

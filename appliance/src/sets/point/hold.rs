@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use tidemark_proto::v1::BarrierStep;
 use tidemark_proto::version::BARRIER;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::hooks::{self, Thawing};
 use super::orders::{self, Meaning};
 use super::wish::{Member, Wish};
 use crate::clock::now_us;
-use crate::fleet::{Said, Seat};
+use crate::fleet::{MarkerOutcome, Said, Seat};
 use crate::sets::barrier::{Barrier, MemberId, Order, Orders, Outcome, Reply};
 
 /// How long freeze hooks of all members may take together: the splitters' watchdogs thaw after a minute, and the hold and the
@@ -26,11 +26,16 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(3);
 /// Between looks whether a member is free.
 const BUSY_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Where a marker arrives.
+pub(super) type Marker = oneshot::Receiver<MarkerOutcome>;
+
 /// What came of holding the members.
 #[derive(Debug)]
 pub(super) struct Held {
     /// By member: where it stands, or why it was not held.
     pub(super) outcomes: Vec<Outcome>,
+    /// By member: where its marker arrives once it is durable.
+    pub(super) markers: Vec<Option<Marker>>,
     /// Appliance time at which all that count were held, microseconds since 1970; now, if nobody was.
     pub(super) at_us: u64,
     /// From the first PREPARE to the last RELEASE that was given to a session.
@@ -195,8 +200,11 @@ impl<'a> Running<'a> {
             Some(outcome) => outcome.clone(),
             None => Err(self.failed.get(&number).cloned().unwrap_or_default()),
         });
+        let outcomes = outcomes.collect();
+        let markers = (0..self.members.len()).map(|number| self.seats.get_mut(&number)?.take_marker());
         Held {
-            outcomes: outcomes.collect(),
+            outcomes,
+            markers: markers.collect(),
             at_us: at_us.unwrap_or_else(now_us),
             took: Duration::from_micros(took_us.unwrap_or(0)),
         }

@@ -1,23 +1,22 @@
 //! From a wish to a point in the catalog.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
-use tidemark_proto::ids::Lsn;
 use tidemark_proto::v1::Consistency;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::clock_cut;
-use super::hold::{Held, hold, obstacle};
+use super::hold::{Held, Marker, hold, obstacle};
 use super::orders::method_word;
 use super::wish::{Member, Wish};
 use crate::catalog::{CatalogError, MissingRow, NewSetPoint, PointMemberRow, SetPointRow};
 use crate::clock::now_us;
 use crate::core::Core;
-use crate::fleet::Vm;
 use crate::ingest::{NewBookmark, store_bookmark};
-use crate::sets::barrier::{Outcome, Placed};
+use crate::sets::barrier::Placed;
 use crate::sets::candidates;
 
 /// The method of a member that nothing held.
@@ -58,9 +57,10 @@ pub async fn take(core: &Arc<Core>, wish: &Wish) -> Result<SetPointRow, NotTaken
     }
     let held = held(&members, wish).await?;
     core.metrics.set_held(held.took);
-    let stands = place(core, &members, wish, held.outcomes, held.at_us).await;
+    let at_us = held.at_us;
+    let stands = place(core, &members, held).await;
     let taken = async {
-        let point = judged(assemble(wish, held.at_us, stands), wish)?;
+        let point = judged(assemble(wish, at_us, stands), wish)?;
         core.metrics.set_point(point.cut, point.hold_us);
         let row = SetPointRow::new(point);
         core.catalog.add_set_point(&row).await?;
@@ -78,7 +78,7 @@ pub async fn take(core: &Arc<Core>, wish: &Wish) -> Result<SetPointRow, NotTaken
 async fn held(members: &[Member], wish: &Wish) -> Result<Held, NotTaken> {
     if wish.by_clock() {
         let outcomes = vec![Err("points of the set hold nobody".to_owned()); members.len()];
-        return Ok(Held { outcomes, at_us: now_us(), took: std::time::Duration::ZERO });
+        return Ok(Held { outcomes, markers: Vec::new(), at_us: now_us(), took: Duration::ZERO });
     }
     let unable: Vec<String> = members
         .iter()
@@ -100,20 +100,16 @@ fn not_achieved(wish: &Wish, reasons: &[String]) -> NotTaken {
 }
 
 /// Finds where each member stands, all at the same time.
-async fn place(
-    core: &Arc<Core>,
-    members: &[Member],
-    wish: &Wish,
-    outcomes: Vec<Outcome>,
-    at_us: u64,
-) -> Vec<Stands> {
+async fn place(core: &Arc<Core>, members: &[Member], held: Held) -> Vec<Stands> {
     let mut placing = JoinSet::new();
+    let Held { outcomes, mut markers, at_us, .. } = held;
     for (number, (member, outcome)) in members.iter().zip(outcomes).enumerate() {
-        let (core, member, name) = (Arc::clone(core), member.clone(), wish.name.clone());
+        let (core, member) = (Arc::clone(core), member.clone());
+        let marker = markers.get_mut(number).and_then(Option::take);
         placing.spawn(async move {
             let held = outcome.is_ok();
             let stands = match outcome {
-                Ok(placed) => by_marker(&member, &name, placed).await,
+                Ok(placed) => by_marker(&member, placed, marker).await,
                 Err(reason) => by_clock(&member, &reason, at_us).await,
             };
             if !held || stands.is_err() {
@@ -136,13 +132,22 @@ async fn place(
     placed.into_iter().map(|(_, stands)| stands).collect()
 }
 
-/// A member that was held stands at its marker, once that can be recovered.
-async fn by_marker(member: &Member, name: &str, placed: Placed) -> Result<PointMemberRow, String> {
+/// A member that was held stands at its marker, once that is durable and can be recovered. What the splitter said of its LSN is
+/// not enough: it may have died before the marker arrived, and its successor counts anew from there.
+async fn by_marker(
+    member: &Member,
+    placed: Placed,
+    marker: Option<Marker>,
+) -> Result<PointMemberRow, String> {
     let Placed { lsn, hold_us, method, level, reason } = placed;
-    let time_us = clock_cut::recoverable(&member.vm, lsn).await?;
-    if !name.is_empty() && !has_marker(&member.vm, lsn, &member.bookmark_id).await {
-        return Err(format!("its stream has no such marker at lsn:{lsn}"));
+    let marker = marker.ok_or("its marker was not waited for")?;
+    match tokio::time::timeout(clock_cut::PATIENCE, marker).await {
+        Ok(Ok(Ok(arrived))) if arrived.lsn == lsn => {}
+        Ok(Ok(Ok(arrived))) => return Err(format!("its marker is at lsn:{}, not at lsn:{lsn}", arrived.lsn)),
+        Ok(Ok(Err(reason))) => return Err(reason),
+        Ok(Err(_)) | Err(_) => return Err("its marker did not arrive in time".to_owned()),
     }
+    let time_us = clock_cut::recoverable(&member.vm, lsn).await?;
     Ok(PointMemberRow {
         vm: member.vm.id.to_string(),
         name: member.vm.name.clone(),
@@ -154,20 +159,6 @@ async fn by_marker(member: &Member, name: &str, placed: Placed) -> Result<PointM
         error_us: 0,
         reason,
     })
-}
-
-async fn has_marker(vm: &Arc<Vm>, lsn: Lsn, bookmark_id: &str) -> bool {
-    let (log, id) = (Arc::clone(&vm.log), bookmark_id.to_owned());
-    let looked = tokio::task::spawn_blocking(move || {
-        let Ok(journal) = log.journal() else { return false };
-        let timeline = journal.timeline();
-        let near = timeline.markers().iter().rev().take_while(|marker| marker.point.lsn >= lsn);
-        // Behind a space the journal keeps the level.
-        near.into_iter().any(|marker| {
-            marker.point.lsn == lsn && marker.bookmark_id.split(' ').next() == Some(id.as_str())
-        })
-    });
-    looked.await.unwrap_or(false)
 }
 
 /// A member that was not held stands where its clock says.

@@ -154,11 +154,9 @@ impl Splitter {
             let line = self.guest.line_start(GapCause::RingFull);
             self.stream.frame(line).await;
         }
-        if !self.first.name.is_empty() {
-            let (name, id) = (self.first.name.clone(), self.first.bookmark_id.clone());
-            let marker = self.guest.marker(&name, &id, 0);
-            self.stream.frame(marker).await;
-        }
+        let (name, id) = (self.first.name.clone(), self.first.bookmark_id.clone());
+        let marker = self.guest.marker(&name, &id, order.request_id);
+        self.stream.frame(marker).await;
         let mut lsn = self.guest.lsn;
         match self.manner {
             Manner::Late => tokio::time::sleep(Duration::from_secs(1)).await,
