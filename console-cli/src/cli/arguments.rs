@@ -489,7 +489,11 @@ pub(crate) enum JournalCommand {
 
 /// A length of time with its unit: `90s`, `30m`, `1h`, `7d`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a length of time: write 90s, 30m, 1h or 7d");
+    let wrong = || format!("'{text}' is not a length of time: write 500ms, 90s, 30m, 1h or 7d");
+    if let Some(digits) = text.strip_suffix("ms") {
+        let number = digits.parse().ok().filter(|number: &u64| *number > 0);
+        return number.map(Duration::from_millis).ok_or_else(wrong);
+    }
     let unit = text.chars().last().ok_or_else(wrong)?;
     let seconds_per_unit = match unit {
         's' => 1,

@@ -10,7 +10,7 @@ use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
     BarrierAnswer, BarrierStep, ChangeSetRequest, Consistency, CreateSetBookmarkRequest, CreateSetRequest,
     DivergedRequest, FindSetPointRequest, ListPointsRequest, ListSetPointsRequest, ListSetPointsResponse,
-    RemoveSetRequest, SetBookmarkReply, SetPoint, SetPointing, When, splitter_message,
+    RemoveSetRequest, RemoveVmRequest, SetBookmarkReply, SetPoint, SetPointing, When, splitter_message,
 };
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -184,7 +184,7 @@ async fn a_place_that_cannot_be_recovered_is_missing() {
     let point = bookmark(&site, "x", "", false).await.unwrap().point.unwrap();
     assert_eq!((methods(&point), point.cut.as_str()), (vec![("a", "gate")], "mixed"));
     let missing: Vec<_> = point.missing.iter().map(|member| (&member.vm[..], &member.reason[..])).collect();
-    assert!(missing[0].0 == "forges" && missing[0].1.contains("not confirmed"), "{missing:?}");
+    assert!(missing[0].0 == "forges" && missing[0].1.contains("its marker is at"), "{missing:?}");
     assert!(missing[1].0 == "gap" && missing[1].1.contains("gap"), "{missing:?}");
     let gaps = list(&site).await.gaps;
     assert!(gaps.iter().any(|gap| gap.vm == "gap" && gap.gap.as_ref().unwrap().cause == "ring full"));
@@ -290,4 +290,39 @@ async fn a_guest_may_ask_for_points_of_its_own_sets_and_learns_of_no_other() {
     }
     assert!(last.contains("which is the most"), "{last}");
     assert!(bookmarks(&site, "b").await.is_empty());
+}
+
+#[tokio::test]
+async fn automatic_points_are_forgotten_once_no_member_has_them_and_bookmarks_stay() {
+    let site = Site::start().await;
+    let _a = Member::start(&site, "a", GOOD, 10).await;
+    set(&site, "shop", "name=*", 300_000, "free").await;
+    let all =
+        || async { site.appliance().core().catalog.set_points("shop", 0, u64::MAX, 100).await.unwrap() };
+    for _ in 0..100 {
+        if all().await.len() >= 3 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bookmark(&site, "kept", "", false).await.unwrap();
+    let points = Some(SetPointing { every_us: Some(0), ..<_>::default() });
+    let change = ChangeSetRequest { name: "shop".into(), points, ..<_>::default() };
+    sets(&site).await.change_set(change.clone()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(all().await.len() >= 4, "what can be recovered stays");
+    site.console().await.remove_vm(RemoveVmRequest { name: "a".into() }).await.unwrap();
+    // Whoever changes a set has all of them looked at.
+    sets(&site).await.change_set(change).await.unwrap();
+    for _ in 0..100 {
+        if all().await.len() == 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let left: Vec<_> = all().await.into_iter().map(|row| row.name).collect();
+    assert_eq!(left, ["kept"]);
+    let gone = find(&site, Point::Bookmark("kept".into())).await.unwrap_err();
+    assert!(gone.message().contains("history of a is gone"), "{gone}");
+    assert!(list(&site).await.points.is_empty(), "what cannot be recovered is not offered");
 }

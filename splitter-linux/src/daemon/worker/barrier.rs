@@ -17,10 +17,16 @@ use super::super::protection::Protection;
 use super::Worker;
 use crate::hold::{Conduct, Gated, Hold, Taken};
 
+/// For how long an automatic point is told the reason of the last one why nothing can be held here. Swap or a raw user seldom
+/// goes away, and to look for them is a walk over all processes.
+const LOOKED_AGAIN: Duration = Duration::from_secs(60);
+
 /// Barriers of this splitter.
 #[derive(Debug, Default)]
 pub(super) struct Barriers {
     running: Option<Running>,
+    /// Why nothing could be held last, whether file systems might have been frozen, and when that was.
+    in_the_way: Option<(String, bool, Instant)>,
     /// Held and let go; the reader of the ring has not come to their places yet.
     passed: Vec<BarrierAnswer>,
     /// To be sent.
@@ -34,6 +40,8 @@ struct Running {
     done: BarrierStep,
     /// Freeze hooks were asked for, so THAW is answered.
     with_hooks: bool,
+    /// File systems may be frozen.
+    freeze: bool,
     /// To the hold's thread.
     wishes: mpsc::Sender<Wish>,
 }
@@ -83,6 +91,13 @@ impl Barriers {
         self.answers.clear();
     }
 
+    /// Why an automatic point need not look whether writers can be held.
+    fn known_obstacle(&self, order: &BarrierOrder) -> Option<String> {
+        let (reason, freeze, at) = self.in_the_way.as_ref()?;
+        let same = order.name.is_empty() && *freeze == order.freeze && at.elapsed() < LOOKED_AGAIN;
+        same.then(|| reason.clone())
+    }
+
     fn running(&mut self, request_id: u64) -> Option<&mut Running> {
         self.running.as_mut().filter(|running| running.request.request_id == request_id)
     }
@@ -124,8 +139,9 @@ impl Worker {
         } else {
             self.obstacle()
         };
+        let obstacle = obstacle.map(str::to_owned).or_else(|| self.barriers.known_obstacle(&order));
         if let Some(obstacle) = obstacle {
-            return self.barriers.fail(request_id, obstacle.to_owned());
+            return self.barriers.fail(request_id, obstacle);
         }
         let gates = self.gates.list();
         let hold = Hold {
@@ -150,10 +166,10 @@ impl Worker {
             return self.barriers.fail(request_id, reason);
         }
         self.bookmarks.holding = true;
-        let BarrierOrder { bookmark_id, name, .. } = order;
+        let BarrierOrder { bookmark_id, name, freeze, .. } = order;
         let request = MarkerRequest { request_id, bookmark_id, name, achieved: Achieved::default() };
         let done = BarrierStep::Unspecified;
-        self.barriers.running = Some(Running { request, done, with_hooks, wishes });
+        self.barriers.running = Some(Running { request, done, with_hooks, freeze, wishes });
     }
 
     /// A step was done: said to the appliance.
@@ -221,6 +237,11 @@ impl Worker {
             None => {
                 if let Some(place) = place {
                     self.engine.settle_place(place, None);
+                }
+                // Nothing was tried.
+                if method == HoldMethod::Unspecified && !running.with_hooks {
+                    let freeze = running.freeze;
+                    self.barriers.in_the_way = Some((achieved.reason.clone(), freeze, Instant::now()));
                 }
                 self.barriers.fail(request_id, achieved.reason);
             }
