@@ -16,6 +16,8 @@ const EVERY: &str = "500ms";
 /// A point that has every member, as the command line tells it.
 #[derive(Debug, Clone)]
 pub struct Point {
+    /// When, by the appliance's clock.
+    pub time: jiff::Timestamp,
     /// `barrier`, `mixed` or `clock`.
     pub cut: String,
     /// How long the members were held; the longest.
@@ -37,6 +39,7 @@ impl Point {
         let find = |vm: &&str| all.iter().find(|member| member["vm"] == **vm);
         let members: Vec<&Value> = vms.iter().map(find).collect::<Option<_>>()?;
         Some(Self {
+            time: text["time"].as_str()?.parse().ok()?,
             cut: text["cut"].as_str()?.to_owned(),
             hold_us: number(&text["hold_us"]),
             bound_us: number(&text["bound_us"]),
@@ -86,20 +89,22 @@ impl Teller {
     /// # Errors
     /// When they do not come in time.
     pub fn automatic(&self, site: &Site, hold: &str, count: usize) -> Result<Vec<Point>> {
-        let before = self.points(site)?.len();
         site.cli(&["set", "change", &self.set, "--every", EVERY, "--hold", hold])?;
+        // One that is under way is still as was said before.
+        let since = jiff::Timestamp::now();
         let began = Instant::now();
         let patience = Duration::from_secs(60) + Duration::from_secs(3) * u32::try_from(count)?;
         let points = loop {
             std::thread::sleep(Duration::from_millis(500));
-            let points = self.points(site)?;
-            if points.len() >= before + count {
+            let points: Vec<Point> =
+                self.points(site)?.into_iter().filter(|point| point.time >= since).collect();
+            if points.len() >= count {
                 break points;
             }
-            ensure!(began.elapsed() < patience, "{} of {count} points: {points:?}", points.len() - before);
+            ensure!(began.elapsed() < patience, "{} of {count} points: {points:?}", points.len());
         };
         site.cli(&["set", "change", &self.set, "--every", "0"])?;
-        Ok(points.get(before..).unwrap_or_default().to_vec())
+        Ok(points)
     }
 
     /// The ledgers where the members stand.

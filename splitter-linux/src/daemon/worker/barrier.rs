@@ -110,8 +110,12 @@ impl Worker {
         let Some(running) = self.barriers.running(request_id) else {
             return match step {
                 BarrierStep::Quiesce | BarrierStep::Prepare => self.begin_barrier(order),
-                // Nothing is held.
-                BarrierStep::GiveUp | BarrierStep::Thaw => {}
+                // Nothing is held, and nothing is owed.
+                BarrierStep::GiveUp => {}
+                BarrierStep::Thaw => {
+                    let answer = BarrierAnswer { request_id, step: step.into(), ..BarrierAnswer::default() };
+                    self.barriers.answers.push_back(answer);
+                }
                 _ => self.barriers.fail(request_id, "the hold is over".to_owned()),
             };
         };
