@@ -107,6 +107,12 @@ impl DataDir {
         self.root.join("catalog.sqlite")
     }
 
+    /// The copy of sets and tags.
+    #[must_use]
+    pub fn sets(&self) -> PathBuf {
+        self.root.join("sets.json")
+    }
+
     /// Sockets of running exports.
     #[must_use]
     pub fn exports(&self) -> PathBuf {

@@ -27,7 +27,7 @@ use crate::pki::{Authority, ServerCertificate, server_config};
 use crate::recovery::Leases;
 use crate::restoring::Restores;
 use crate::retention::Retention;
-use crate::sets::{Points, Reconciling, reconcile};
+use crate::sets::{Points, Reconciling, reconcile, restore_copy};
 use crate::settings::Settings;
 use crate::space::Space;
 use crate::tasks::Tasks;
@@ -131,6 +131,10 @@ impl Appliance {
         tokio::spawn(Retention::work(Arc::clone(&core), ending.clone()));
         tokio::spawn(Arc::clone(&core.clones).run(ending.clone()));
         tokio::spawn(Points::work(Arc::clone(&core), ending.clone()));
+        let restored = restore_copy(&core.catalog, &core.data).await.context("restoring sets")?;
+        if restored > 0 {
+            tracing::warn!(restored, "the catalog was lost: sets and tags were taken from their copy");
+        }
         reconcile(&core, "the appliance started").await;
         core.templates_changed();
         let server = tokio::spawn(serve(Arc::clone(&core), incoming, ending.clone()));

@@ -3,6 +3,7 @@
 
 pub mod barrier;
 mod bookmark;
+mod copy;
 mod hold_mode;
 mod limits;
 pub mod point;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use bookmark::{Asked, BookmarkRefused, bookmark, bookmark_for_guest, warnings};
+pub use copy::restore as restore_copy;
 pub use hold_mode::HoldMode;
 pub use reconcile::{Reconciling, reconcile, take_back_from};
 pub use rule::{InvalidRule, Rule};

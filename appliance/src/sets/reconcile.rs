@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidemark_proto::ids::VmId;
 use tokio::sync::Mutex;
 
-use super::{Set, Tagged, all, candidates, policy_of};
+use super::{Set, Tagged, all, candidates, copy, policy_of};
 use crate::catalog::{AssignmentRow, CatalogError, ChangeRow};
 use crate::clock::now_us;
 use crate::core::Core;
@@ -23,6 +23,7 @@ pub async fn reconcile(core: &Core, cause: &str) {
     if let Err(error) = look(core, cause).await {
         tracing::error!(%error, cause, "cannot note who is in which set");
     }
+    copy::keep(core).await;
 }
 
 /// The journal's copy of a VM's policy is for a lost catalog. What a set gave goes with the set, so the copy goes, too, unless

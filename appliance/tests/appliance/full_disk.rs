@@ -276,18 +276,26 @@ impl Writer {
         assert!(!vm.reason.contains("damaged") && vm.state != "error", "{}: {}", vm.state, vm.reason);
         let mut console = site.console().await.max_decoding_message_size(64 << 20);
         let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
-        let list = console.list_points(request).await.unwrap().into_inner();
+        let list = console.list_points(request.clone()).await.unwrap().into_inner();
         let (first, last) = (list.windows[0].from_lsn, list.windows.last().unwrap().to_lsn);
         assert!(last >= self.acked.saturating_sub(1), "{last} of {}", self.acked);
         let mut points: Vec<u64> = (0..=6).map(|part| first + (last - first) * part / 6).collect();
         points.extend(list.points.iter().map(|point| point.lsn));
         for lsn in points {
             let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
-            let request = OpenViewRequest { vm: "a".into(), at, disk: String::new() };
-            let mut lease = console.open_view(request).await.unwrap().into_inner();
+            let view = OpenViewRequest { vm: "a".into(), at, disk: String::new() };
+            let mut lease = match console.open_view(view).await {
+                Ok(lease) => lease.into_inner(),
+                Err(refused) => {
+                    // The window may have ended later since it was listed.
+                    let now = console.list_points(request.clone()).await.unwrap().into_inner();
+                    assert!(lsn < now.windows[0].from_lsn, "lsn {lsn} is offered and refused: {refused}");
+                    continue;
+                }
+            };
             let view_id = lease.message().await.unwrap().unwrap().view_id;
-            let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
-            let mut chunks = console.read_view(request).await.unwrap().into_inner();
+            let read = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
+            let mut chunks = console.read_view(read).await.unwrap().into_inner();
             let mut found = Vec::new();
             while let Some(chunk) = chunks.message().await.unwrap() {
                 found.extend_from_slice(&chunk.data);

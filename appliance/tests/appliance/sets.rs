@@ -158,3 +158,26 @@ async fn sets_are_administrators_and_nonsense_is_refused() {
         assert!(foreign.list_sets(Empty {}).await.is_err());
     }
 }
+
+#[tokio::test]
+async fn sets_and_tags_outlive_the_catalog() {
+    let mut site = Site::start().await;
+    enrol(&site, "web-1").await;
+    enrol(&site, "db-1").await;
+    tag(&site, "db-1", "app", "shop").await;
+    let made = request("shop", &["name=web-*", "tag:app=shop"], "");
+    sets(&site).await.create_set(made).await.unwrap();
+    sets(&site).await.create_set(request("gone", &["name=db-*"], "")).await.unwrap();
+    sets(&site).await.remove_set(RemoveSetRequest { name: "gone".into() }).await.unwrap();
+    site.lose_catalog().await;
+    assert_eq!(members(&show(&site, "shop").await), ["db-1", "web-1"]);
+    let all = sets(&site).await.list_sets(Empty {}).await.unwrap().into_inner().sets;
+    assert_eq!(all.iter().map(|set| &set.name[..]).collect::<Vec<_>>(), ["shop"]);
+    // A damaged copy is said to be one, and stops nothing.
+    let copy = site.settings.data.join("sets.json");
+    let damaged = std::fs::read_to_string(&copy).unwrap().replace("web-", "wob-");
+    site.stop().await;
+    std::fs::write(&copy, damaged).unwrap();
+    site.lose_catalog().await;
+    assert!(sets(&site).await.list_sets(Empty {}).await.unwrap().into_inner().sets.is_empty());
+}
