@@ -186,6 +186,9 @@ fn what_fits_into_the_spool_costs_no_point_though_the_splitter_is_killed() {
     });
     settle(&mut site, splitter);
     judge(&site, &workload, &disk, 60);
+    let list = site.cli_json(&["point", "list", VM]).unwrap();
+    let spools = list["spools"].as_array().unwrap();
+    assert!(!spools.is_empty() && spools.iter().all(|spool| spool["to_time"].is_string()), "{list}");
     // A completion that the kernel of the host hid is a short gap of its own.
     let gaps = new_gaps(&site, gaps_before);
     println!("gaps: {gaps:?}");

@@ -6,11 +6,13 @@ use tidemark_journal::Kept;
 use tidemark_journal::timeline::{self, Timeline};
 use tidemark_proto::ids::Lsn;
 use tidemark_proto::limits::TEXT_MAX_BYTES;
-use tidemark_proto::v1::{self, Gap, ListPointsRequest, ListPointsResponse, Point, When, Window, when};
+use tidemark_proto::v1::{
+    self, Gap, ListPointsRequest, ListPointsResponse, Point, Spooled, When, Window, when,
+};
 use tonic::Status;
 
 use super::{blocking, catalog, vm_named};
-use crate::catalog::{BookmarkRow, doubts_of};
+use crate::catalog::{BookmarkRow, SpoolRow, doubts_of};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::ingest::CRASH;
@@ -26,6 +28,7 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
     }
     let bookmarks = core.catalog.bookmarks(vm.id).await.map_err(catalog)?;
     let verifies = core.catalog.verifies_of(vm.id).await.map_err(catalog)?;
+    let spools = core.catalog.spools(vm.id).await.map_err(catalog)?;
     blocking(move || {
         let journal = vm.log.journal().map_err(|down| Status::unavailable(down.to_string()))?;
         let timeline = journal.timeline();
@@ -63,14 +66,23 @@ pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result
             .into_iter()
             .filter(matters)
             .filter(|doubt| doubt.to.0 >= range.from.0 && doubt.from.0 <= range.to.0);
+        let spools = spools
+            .iter()
+            .filter(|row| row.to_us().is_none_or(|end| end >= range.from.1) && row.from_us() <= range.to.1);
         Ok(ListPointsResponse {
             windows: newest(windows),
             points: newest(points),
             gaps: newest(gaps),
             doubts: newest(doubts.map(doubt_info).collect()),
+            spools: newest(spools.map(spooled).collect()),
         })
     })
     .await
+}
+
+fn spooled(row: &SpoolRow) -> Spooled {
+    let (from_lsn, from_time_us) = (row.from_lsn().0, row.from_us());
+    Spooled { from_lsn, from_time_us, to_time_us: row.to_us().unwrap_or(0) }
 }
 
 fn newest<T>(mut entries: Vec<T>) -> Vec<T> {

@@ -260,6 +260,7 @@ impl Catalog {
                 .await?;
             sqlx::query("DELETE FROM bookmarks WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM vm_tags WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM spools WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM grants WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM verifications WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM vms WHERE id = $1").bind(&vm).execute(&mut *tx).await?;

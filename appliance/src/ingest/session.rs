@@ -162,6 +162,7 @@ async fn begin<'a>(
             admitted.hash_key.filter(|_| protocol >= version::VERIFY),
         ),
         begun: false,
+        spooling: None,
         appender: Some(Appender::new(admitted.journal, admitted.capture_id, admitted.last_time_us)),
         appending: None,
         queue: VecDeque::new(),
@@ -296,6 +297,8 @@ pub(super) struct Session<'a> {
     pub(super) verifying: Verifying,
     /// The first frame came: the splitter knows its disks.
     pub(super) begun: bool,
+    /// Whether frames wait in the guest, as was noted last.
+    spooling: Option<bool>,
     /// Present until the splitter has saved its new nonce; no frame is taken before.
     pending_nonce_hash: Option<String>,
     pub(super) received_seq: u64,
@@ -339,7 +342,7 @@ impl Session<'_> {
                     true => Err(later("the appliance's disk is full")),
                     false => Ok(()),
                 },
-                batch = joined(&mut self.appending) => self.appended(batch),
+                batch = joined(&mut self.appending) => self.appended(batch).await,
                 answered = self.questions.answered() => self.answered(answered).await,
                 answers = self.verifying.answered() => self.verify_answered(answers).await,
                 message = received.recv(), if !left => match message {
@@ -387,7 +390,7 @@ impl Session<'_> {
         }));
     }
 
-    fn appended(&mut self, batch: Result<Batch, String>) -> Result<(), End> {
+    async fn appended(&mut self, batch: Result<Batch, String>) -> Result<(), End> {
         self.appending = None;
         let batch = batch.map_err(End::JournalFailed)?;
         if let Some(seq) = batch.last_seq {
@@ -401,6 +404,9 @@ impl Session<'_> {
         metrics.received_frames.get_or_create(&self.label).inc_by(batch.appended.frames);
         metrics.template_bytes.get_or_create(&self.label).inc_by(batch.appended.template_bytes);
         let Appended { heartbeat, backlog, clock_error_us, .. } = batch.appended;
+        if batch.appended.frames > 0 {
+            self.note_spool(backlog.is_some()).await;
+        }
         self.vm.update_live(|live| {
             live.backlog = backlog;
             live.clock_error_us = clock_error_us.or(live.clock_error_us);
@@ -413,6 +419,22 @@ impl Session<'_> {
         batch.outcome?;
         self.appender = Some(batch.appender);
         Ok(())
+    }
+
+    /// Frames wait in the guest, or no more: on the timeline, if that is news.
+    async fn note_spool(&mut self, waits: bool) {
+        if self.spooling.replace(waits) == Some(waits) {
+            return;
+        }
+        let (lsn, vm, catalog) = (self.durable.borrow().position.lsn, self.vm.id, &self.core.catalog);
+        // Awaited: an end must not overtake its beginning.
+        let noted = match waits {
+            true => catalog.spool_began(vm, lsn, now_us()).await,
+            false => catalog.spool_ended(vm, now_us()).await,
+        };
+        if let Err(error) = noted {
+            tracing::error!(%error, waits, "cannot note that a spool is in use, or no more");
+        }
     }
 
     async fn answered(&mut self, answered: Result<Answered, String>) -> Result<(), End> {

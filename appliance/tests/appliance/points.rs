@@ -3,7 +3,7 @@
 use crate::site::{Guest, Site, Stream};
 use tidemark_proto::v1::when::Point;
 use tidemark_proto::v1::{
-    Consistency, CreateBookmarkRequest, Frame, GapCause, ListPointsRequest, Marker, MarkerRequest,
+    Backlog, Consistency, CreateBookmarkRequest, Frame, GapCause, ListPointsRequest, Marker, MarkerRequest,
     OpenViewReply, OpenViewRequest, ReadViewRequest, RemoveVmRequest, When, appliance_message, frame,
 };
 use tonic::{Code, Status, Streaming};
@@ -277,4 +277,38 @@ async fn a_bookmark_has_the_level_that_was_achieved_also_after_the_catalog_was_l
     let expected =
         [("whole", "application"), ("lower", "filesystem"), ("plain", "crash"), ("own", "filesystem")];
     assert_eq!(levels, expected);
+}
+
+#[tokio::test]
+async fn when_writes_waited_in_the_guest_is_on_the_timeline() {
+    let mut site = Site::start().await;
+    let mut guest = site.guest("a", DISK_BYTES).await;
+    let mut stream = guest.connect(&site).await.unwrap();
+    guest.protect(&mut stream).await;
+    let list = async |site: &Site| {
+        let request = ListPointsRequest { vm: "a".into(), ..ListPointsRequest::default() };
+        site.console().await.list_points(request).await.unwrap().into_inner().spools
+    };
+    assert!(list(&site).await.is_empty());
+    let began = guest.lsn;
+    for (round, waits) in [true, true, false, false, true].into_iter().enumerate() {
+        let mut frame = guest.write(8 * round as u64, vec![1; 512]);
+        // It takes no part in the chain.
+        frame.backlog = waits.then(|| Backlog { ring_bytes_used: 1, spool_bytes: 2, spool_limit_bytes: 3 });
+        stream.frame(frame).await;
+        stream.acked(guest.seq).await;
+    }
+    let spools = list(&site).await;
+    assert_eq!(spools.len(), 2, "{spools:?}");
+    assert_eq!((spools[0].from_lsn, spools[1].to_time_us), (began, 0), "{spools:?}");
+    assert!(spools[0].from_time_us < spools[0].to_time_us, "{spools:?}");
+    // The guest still waits when it comes back, and a session later it does not.
+    site.restart().await;
+    drop(stream);
+    let mut stream = guest.connect(&site).await.unwrap();
+    let beat = guest.heartbeat();
+    stream.frame(beat).await;
+    stream.acked(guest.seq).await;
+    let spools = list(&site).await;
+    assert!(spools.len() == 2 && spools[1].to_time_us > spools[1].from_time_us, "{spools:?}");
 }

@@ -22,6 +22,9 @@ pub(super) async fn run(mut client: Client, command: PointCommand, json: bool) -
     if json { output::json(&to_json(&reply)) } else { show(reply) }
 }
 
+/// Why frames wait in a guest.
+const SPOOL_CAUSE: &str = "the link or the appliance took less than was written";
+
 fn to_json(reply: &ListPointsResponse) -> Value {
     let windows: Vec<_> = reply
         .windows
@@ -53,7 +56,17 @@ fn to_json(reply: &ListPointsResponse) -> Value {
             })
         })
         .collect();
-    json!({ "windows": windows, "points": points, "gaps": gaps, "doubts": doubts })
+    let spools: Vec<_> = reply
+        .spools
+        .iter()
+        .map(|spool| {
+            json!({
+                "from_lsn": spool.from_lsn, "from_time": moment::json(spool.from_time_us),
+                "to_time": moment::json(spool.to_time_us), "cause": SPOOL_CAUSE,
+            })
+        })
+        .collect();
+    json!({ "windows": windows, "points": points, "gaps": gaps, "doubts": doubts, "spools": spools })
 }
 
 pub(super) fn gap_json(gap: &Gap) -> Value {
@@ -101,6 +114,15 @@ fn show(reply: ListPointsResponse) -> Result<()> {
         let what = format!("up to lsn:{} {} is in doubt: {}", doubt.to_lsn, doubt.disk, doubt.detail);
         let name = format!("lsn:{}", doubt.from_lsn);
         rows.push((doubt.from_lsn, 3, ["-".to_owned(), "doubt".to_owned(), name, what]));
+    }
+    for spool in reply.spools {
+        let end = match spool.to_time_us {
+            0 => "writes wait".to_owned(),
+            end => format!("writes waited until {}", moment::local(end)),
+        };
+        let what = format!("{end} in the guest's spool: {SPOOL_CAUSE}");
+        let name = format!("lsn:{}", spool.from_lsn);
+        rows.push((spool.from_lsn, 4, [moment::local(spool.from_time_us), "spool".to_owned(), name, what]));
     }
     if rows.is_empty() {
         return output::line("No points here: widen --from and --to, or see `tidemark vm list`.");
