@@ -283,7 +283,7 @@ impl Writer {
         points.extend(list.points.iter().map(|point| point.lsn));
         for lsn in points {
             let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
-            let request = OpenViewRequest { vm: "a".into(), at, disk: String::new() };
+            let request = OpenViewRequest { vm: "a".into(), at, disk: String::new(), ..<_>::default() };
             let mut lease = console.open_view(request).await.unwrap().into_inner();
             let view_id = lease.message().await.unwrap().unwrap().view_id;
             let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };
