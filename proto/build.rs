@@ -22,8 +22,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "schema/attest.proto",
         "schema/restore.proto",
         "schema/sets.proto",
+        "schema/roles.proto",
     ];
     let descriptors = protox::compile(files, ["schema"])?;
+    let mut methods = Vec::new();
+    for file in &descriptors.file {
+        for service in &file.service {
+            for method in &service.method {
+                methods.push(format!("/{}.{}/{}", file.package(), service.name(), method.name()));
+            }
+        }
+    }
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("methods.rs"), format!("&{methods:?}"))?;
     // Payloads stay reference-counted slices of the received buffer.
     let services = std::env::var_os("CARGO_FEATURE_SERVICES").is_some();
     tonic_prost_build::configure()

@@ -22,6 +22,7 @@ pub mod pki;
 pub mod recovery;
 pub mod restoring;
 pub mod retention;
+pub mod rights;
 pub mod server;
 pub mod sets;
 pub mod settings;

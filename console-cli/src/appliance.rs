@@ -14,6 +14,7 @@ use tidemark_proto::v1::history_client::HistoryClient as GeneratedHistoryClient;
 use tidemark_proto::v1::jobs_client::JobsClient as GeneratedJobsClient;
 use tidemark_proto::v1::objects_client::ObjectsClient as GeneratedObjectsClient;
 use tidemark_proto::v1::retention_client::RetentionClient as GeneratedRetentionClient;
+use tidemark_proto::v1::roles_client::RolesClient as GeneratedRolesClient;
 use tidemark_proto::v1::search_client::SearchClient as GeneratedSearchClient;
 use tidemark_proto::v1::sets_client::SetsClient as GeneratedSetsClient;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -81,6 +82,14 @@ pub(crate) type GrantsClient = GeneratedGrantsClient<Channel>;
 /// Calls the grants service over a channel.
 pub(crate) fn grants(channel: Channel) -> GrantsClient {
     GeneratedGrantsClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
+}
+
+/// Calls the roles service.
+pub(crate) type RolesClient = GeneratedRolesClient<Channel>;
+
+/// Calls the roles service over a channel.
+pub(crate) fn roles(channel: Channel) -> RolesClient {
+    GeneratedRolesClient::new(channel).max_decoding_message_size(MESSAGE_MAX_BYTES)
 }
 
 /// Calls the jobs service.

@@ -15,6 +15,10 @@ pub mod tls;
 pub mod token;
 pub mod version;
 
+/// The full names of all methods of all services, as they are called: whoever judges by names can be held against it.
+#[cfg(feature = "messages")]
+pub const METHODS: &[&str] = include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+
 /// Messages, and with the feature `services` the services, generated from `schema/`.
 #[cfg(feature = "messages")]
 pub mod v1 {

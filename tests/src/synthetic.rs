@@ -106,7 +106,7 @@ impl Administrator {
     async fn read(&self, vm: &str, disk: usize, lsn: u64, piece: Option<(u64, u64)>) -> Result<Vec<u8>> {
         let mut console = self.console().await?;
         let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
-        let request = OpenViewRequest { vm: vm.to_owned(), at, disk: String::new() };
+        let request = OpenViewRequest { vm: vm.to_owned(), at, disk: String::new(), ..<_>::default() };
         let mut lease = console.open_view(request).await?.into_inner();
         let view = lease.message().await?.context("the view is described")?;
         let disk = view.disks.get(disk).context("the view has that disk")?;

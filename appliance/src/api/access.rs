@@ -1,5 +1,7 @@
 //! Tokens and certificates.
 
+use std::time::Duration;
+
 use tidemark_proto::v1::{
     AdminRenewResponse, CertificateInfo, CreateTokenRequest, CreateTokenResponse, Empty,
     ListCertificatesResponse, ListTokensResponse, TokenInfo,
@@ -11,7 +13,8 @@ use crate::catalog::NewCertificate;
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::enrolment::{TokenError, create_token as make_token};
-use crate::pki::ADMIN_VALIDITY;
+use crate::pki::{ADMIN_VALIDITY, PERSON_VALIDITY, PERSON_VALIDITY_MAX, PERSON_WORD};
+use crate::rights;
 use crate::transport::Peer;
 
 pub(super) async fn create_token(
@@ -85,26 +88,40 @@ pub(super) async fn revoke_certificate(core: &Core, caller: &Peer, serial: &str)
         )));
     }
     core.gate.revoke(serial);
+    // Exports have credentials of their own. Those of another certificate of the person end as well: it starts them again.
+    let rows = core.catalog.certificates().await.map_err(catalog)?;
+    if let Some(row) = rows.iter().find(|row| row.serial == serial && row.role == PERSON_WORD) {
+        core.exports.end_unless(&row.subject, |_| false).await;
+    }
     core.audit(&caller.role.uri(), "revoke certificate", serial, "").await;
     tracing::info!(serial, "certificate revoked");
     Ok(Empty {})
 }
 
+/// Renews the certificate of whoever calls, of the same role: an administrator's for a year, a person's for as long as the
+/// one that it shows was issued for.
 pub(super) async fn renew_admin(
     core: &Core,
     caller: &Peer,
     csr_pem: &str,
 ) -> Result<AdminRenewResponse, Status> {
     let now_us = now_us();
+    let validity = match caller.person()? {
+        None => ADMIN_VALIDITY,
+        Some(person) => {
+            rights::require_any(core, person).await?;
+            issued_for(core, &caller.serial).await?
+        }
+    };
     let issued = core
         .authority
-        .sign_client(csr_pem, &caller.role, ADMIN_VALIDITY, now_us)
+        .sign_client(csr_pem, &caller.role, validity, now_us)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let listed = NewCertificate {
         serial: issued.serial.clone(),
         role: caller.role.word(),
         vm: None,
-        subject: caller.admin()?.to_owned(),
+        subject: caller.name()?.to_owned(),
         issued_us: now_us,
         not_after_us: issued.not_after_us,
     };
@@ -112,4 +129,16 @@ pub(super) async fn renew_admin(
     core.gate.add(&issued.serial);
     core.audit(&caller.role.uri(), "renew certificate", &issued.serial, "").await;
     Ok(AdminRenewResponse { certificate_pem: issued.pem, ca_pem: core.authority.pem().to_owned() })
+}
+
+/// How long a person's certificate was issued for.
+async fn issued_for(core: &Core, serial: &str) -> Result<Duration, Status> {
+    let rows = core.catalog.certificates().await.map_err(catalog)?;
+    let row = rows.iter().find(|row| row.serial == serial);
+    let validity = row.map_or(PERSON_VALIDITY, |row| {
+        // Its end is stored in whole seconds.
+        let seconds = row.not_after_us().saturating_sub(row.issued_us()).div_ceil(1_000_000);
+        Duration::from_secs(seconds)
+    });
+    Ok(validity.min(PERSON_VALIDITY_MAX))
 }

@@ -1,4 +1,5 @@
-//! What consoles call. Every call has passed the gate as an administrator's; what changes something is audited.
+//! What consoles call. Every call has passed the gate as an administrator's, or as a person's who is none and whose right each
+//! call looks at; what changes something is audited.
 
 mod access;
 mod attest;
@@ -13,6 +14,7 @@ mod jobs;
 mod objects;
 mod points;
 mod retention;
+mod roles;
 mod search;
 mod set_points;
 mod sets;
@@ -41,6 +43,7 @@ pub use history::HistoryService;
 pub use jobs::JobsService;
 pub use objects::ObjectsService;
 pub use retention::RetentionService;
+pub use roles::RolesService;
 pub use search::SearchService;
 pub use sets::SetsService;
 pub(crate) use views::open_view;
@@ -178,7 +181,8 @@ impl Console for ConsoleService {
         &self,
         request: Request<ListPointsRequest>,
     ) -> Result<Response<ListPointsResponse>, Status> {
-        points::list(&self.core, request.into_inner()).await.map(Response::new)
+        let caller = caller(&request)?;
+        points::list(&self.core, &caller, request.into_inner()).await.map(Response::new)
     }
 
     type OpenViewStream = views::HeldView;
@@ -197,7 +201,8 @@ impl Console for ConsoleService {
         &self,
         request: Request<ReadViewRequest>,
     ) -> Result<Response<Self::ReadViewStream>, Status> {
-        views::read(&self.core, request.into_inner()).map(Response::new)
+        let caller = caller(&request)?;
+        views::read(&self.core, &caller, request.into_inner()).map(Response::new)
     }
 
     async fn start_export(
@@ -208,8 +213,9 @@ impl Console for ConsoleService {
         exports::start(&self.core, &caller, request.into_inner()).await.map(Response::new)
     }
 
-    async fn list_exports(&self, _: Request<Empty>) -> Result<Response<ExportsReply>, Status> {
-        Ok(Response::new(ExportsReply { exports: self.core.exports.list().await }))
+    async fn list_exports(&self, request: Request<Empty>) -> Result<Response<ExportsReply>, Status> {
+        let exports = self.core.exports.list_of(caller(&request)?.person()?).await;
+        Ok(Response::new(ExportsReply { exports }))
     }
 
     async fn stop_export(&self, request: Request<StopExportRequest>) -> Result<Response<Empty>, Status> {

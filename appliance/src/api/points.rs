@@ -17,11 +17,18 @@ use crate::clock::now_us;
 use crate::core::Core;
 use crate::ingest::CRASH;
 use crate::recovery::{Doubt, cause_text};
+use crate::rights::{self, Right, Target};
+use crate::transport::Peer;
 
 /// Entries of each kind in one answer at most: the newest. An operator who needs more narrows the range.
 const ENTRIES_MAX: usize = 10_000;
 
-pub(super) async fn list(core: &Arc<Core>, request: ListPointsRequest) -> Result<ListPointsResponse, Status> {
+pub(super) async fn list(
+    core: &Arc<Core>,
+    caller: &Peer,
+    request: ListPointsRequest,
+) -> Result<ListPointsResponse, Status> {
+    rights::require(core, caller, &[Right::Recover, Right::Mount], Target::Vm(&request.vm)).await?;
     let vm = vm_named(core, &request.vm)?;
     if request.search.len() > TEXT_MAX_BYTES {
         return Err(Status::invalid_argument("the text to search for is too long"));

@@ -238,12 +238,21 @@ async fn gaps(core: &Arc<Core>, set: &Set, from_us: u64, to_us: u64) -> Result<V
 }
 
 /// What members have written since a point: what would contradict one of them that went back to it alone.
-pub(super) async fn diverged(core: &Arc<Core>, request: DivergedRequest) -> Result<DivergedReply, Status> {
-    if !request.vm.is_empty() {
+pub(super) async fn diverged(
+    core: &Arc<Core>,
+    caller: &Peer,
+    request: DivergedRequest,
+) -> Result<DivergedReply, Status> {
+    let person = caller.person()?.is_some();
+    if !request.vm.is_empty() && !person {
         vm_named(core, &request.vm)?;
     }
     let row = find(core, &request.set, request.at.as_ref()).await?;
     let point = info(core, &row);
+    // A person learns of no VM outside of the set, not even whether there is one of a name.
+    if !request.vm.is_empty() && person && !point.members.iter().any(|member| member.vm == request.vm) {
+        return Err(Status::not_found(format!("'{}' is not in this point", request.vm)));
+    }
     let mut members = Vec::new();
     for member in row.members() {
         let Some(vm) = member.vm().and_then(|vm| core.fleet.get(vm)).filter(|vm| vm.name != request.vm)

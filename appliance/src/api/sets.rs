@@ -1,4 +1,4 @@
-//! Consistency sets: the same callers and rights as the console's.
+//! Consistency sets: administrators make them; persons with a right to one have its points.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::catalog::{AssignmentRow, MemberRow, Pointing, SetRow};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::retention::DEFAULT_POLICY;
+use crate::rights::{self, Right, Target};
 use crate::sets::{self, EVERY_DEFAULT_US, HoldMode, Rule, Set, Tagged, reconcile, take_back_from};
 use crate::transport::Peer;
 
@@ -101,6 +102,8 @@ impl Sets for SetsService {
         request: Request<CreateSetBookmarkRequest>,
     ) -> Result<Response<SetBookmarkReply>, Status> {
         let caller = caller(&request)?;
+        let target = Target::Set(&request.get_ref().set);
+        rights::require(&self.core, &caller, &[Right::Bookmark], target).await?;
         set_points::bookmark(&self.core, &caller, request.into_inner()).await.map(Response::new)
     }
 
@@ -108,6 +111,8 @@ impl Sets for SetsService {
         &self,
         request: Request<ListSetPointsRequest>,
     ) -> Result<Response<ListSetPointsResponse>, Status> {
+        let target = Target::Set(&request.get_ref().set);
+        rights::require(&self.core, &caller(&request)?, &[Right::Bookmark], target).await?;
         set_points::list(&self.core, request.into_inner()).await.map(Response::new)
     }
 
@@ -115,13 +120,19 @@ impl Sets for SetsService {
         &self,
         request: Request<FindSetPointRequest>,
     ) -> Result<Response<SetPoint>, Status> {
+        let caller = caller(&request)?;
         let FindSetPointRequest { set, at } = request.into_inner();
+        rights::require_finding(&self.core, &caller, &set).await?;
         let row = set_points::find(&self.core, &set, at.as_ref()).await?;
+        rights::require_found(&self.core, &caller, &row).await?;
         Ok(Response::new(set_points::info(&self.core, &row)))
     }
 
     async fn diverged(&self, request: Request<DivergedRequest>) -> Result<Response<DivergedReply>, Status> {
-        set_points::diverged(&self.core, request.into_inner()).await.map(Response::new)
+        let caller = caller(&request)?;
+        let target = Target::Set(&request.get_ref().set);
+        rights::require(&self.core, &caller, &[Right::Bookmark], target).await?;
+        set_points::diverged(&self.core, &caller, request.into_inner()).await.map(Response::new)
     }
 }
 
@@ -199,7 +210,8 @@ async fn create(core: &Arc<Core>, caller: &Peer, request: CreateSetRequest) -> R
     let hold = HoldMode::default().word().to_owned();
     let defaults = Pointing { every_us: EVERY_DEFAULT_US, hold, order: Vec::new() };
     let pointing = pointing(request.points, defaults)?;
-    // One that was being taken when a set of this name was removed may have come afterwards.
+    // What was being taken or granted when a set of this name was removed may have come afterwards.
+    core.catalog.forget_rights_of_set(&request.name).await.map_err(catalog)?;
     core.catalog.remove_set_points(&request.name).await.map_err(catalog)?;
     let row = SetRow::new(request.name, &request.rules, request.policy, now_us(), &pointing);
     store(core, caller, &row, "create set").await
@@ -245,6 +257,7 @@ async fn remove(core: &Arc<Core>, caller: &Peer, name: &str) -> Result<Empty, St
     }
     let points = core.catalog.remove_set_points(name).await.map_err(catalog)?;
     core.points.sets_changed();
+    rights::end_uncovered(core).await.map_err(catalog)?;
     core.audit(&caller.role.uri(), "remove set", name, &format!("and its {points} points")).await;
     reconcile(core, "remove set").await;
     Ok(Empty {})

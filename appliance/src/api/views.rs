@@ -8,7 +8,9 @@ use tidemark_journal::view::{Extent, ExtentKind, View};
 use tidemark_proto::ids::{DiskId, Lsn};
 use tidemark_proto::limits::READ_MAX_BYTES;
 use tidemark_proto::pieces::is_zero;
-use tidemark_proto::v1::{OpenViewReply, OpenViewRequest, ReadViewRequest, ViewChunk, ViewDisk, When};
+use tidemark_proto::v1::{
+    OpenViewReply, OpenViewRequest, ReadViewRequest, ViewChunk, ViewDisk, ViewPurpose, When,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -18,7 +20,8 @@ use super::{blocking, catalog, has_disk, vm_named};
 use crate::clock::now_us;
 use crate::core::Core;
 use crate::fleet::Vm;
-use crate::recovery::{OpenedDisk, OpenedView, PointRefused, resolve};
+use crate::recovery::{Holder, OpenedDisk, OpenedView, PointRefused, resolve};
+use crate::rights::{self, Right, Target};
 use crate::transport::Peer;
 
 /// Bytes of data in one message at most: large enough that its cost vanishes, small enough that four of them are
@@ -39,8 +42,15 @@ pub(super) async fn open(
     caller: &Peer,
     request: OpenViewRequest,
 ) -> Result<HeldView, Status> {
+    let right = match ViewPurpose::try_from(request.purpose) {
+        Ok(ViewPurpose::Recover) => Right::Recover,
+        Ok(ViewPurpose::Mount) => Right::Mount,
+        Err(_) => return Err(Status::invalid_argument("this appliance does not know what the view is for")),
+    };
+    rights::require(core, caller, &[right], Target::Vm(&request.vm)).await?;
     let disk = optional_disk(&request.disk)?;
     let view = open_view(core, &request.vm, request.at, disk).await?;
+    let (vm, vm_name) = (view.vm, view.vm_name.clone());
     let reply = OpenViewReply {
         view_id: String::new(),
         vm: view.vm_name.clone(),
@@ -49,15 +59,26 @@ pub(super) async fn open(
         disks: view.disks.iter().map(view_disk).collect(),
         warnings: view.warnings.clone(),
     };
-    core.audit(&caller.role.uri(), "open view", &view.vm_name, &format!("lsn:{}", view.lsn)).await;
-    let lease = core.leases.hold(view).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    let detail = format!("lsn:{} to {}", view.lsn, right.word());
+    let holder = caller.person()?.map(|person| Holder { person: person.to_owned(), right });
+    let lease =
+        core.leases.hold(view, holder).map_err(|error| Status::resource_exhausted(error.to_string()))?;
+    // From here on a right that is revoked ends the view.
+    rights::require_still(core, caller, right, vm, &vm_name).await?;
+    core.audit(&caller.role.uri(), "open view", &vm_name, &detail).await;
     let reply = OpenViewReply { view_id: lease.id().to_string(), ..reply };
     let (sender, receiver) = mpsc::channel(2);
     let (stopping, revoked) = (core.stopping.clone(), caller.revoked.clone());
     core.metrics.views.inc();
     let views = core.metrics.views.clone();
+    let (ended, told) = (lease.ended(), sender.clone());
     core.tasks.spawn(async move {
-        hold(lease, reply, sender, stopping, revoked).await;
+        tokio::select! {
+            () = hold(lease, reply, sender, stopping, revoked) => {}
+            () = ended.cancelled() => {
+                let _ = told.try_send(Err(Status::permission_denied("the right to this view was revoked")));
+            }
+        }
         views.dec();
     });
     Ok(ReceiverStream::new(receiver))
@@ -167,10 +188,11 @@ pub(super) fn optional_disk(text: &str) -> Result<Option<DiskId>, Status> {
         .map_err(|error: tidemark_proto::ids::InvalidId| Status::invalid_argument(error.to_string()))
 }
 
-pub(super) fn read(core: &Arc<Core>, request: ReadViewRequest) -> Result<Chunks, Status> {
+pub(super) fn read(core: &Arc<Core>, caller: &Peer, request: ReadViewRequest) -> Result<Chunks, Status> {
     let id = uuid::Uuid::parse_str(&request.view_id)
         .map_err(|_| Status::invalid_argument("this is no view id"))?;
-    let view = core.leases.get(id).ok_or_else(|| Status::not_found("this view has ended: open it again"))?;
+    let view = core.leases.get(id, caller.person()?);
+    let view = view.ok_or_else(|| Status::not_found("this view has ended: open it again"))?;
     let disk =
         optional_disk(&request.disk)?.ok_or_else(|| Status::invalid_argument("a disk must be named"))?;
     let size =

@@ -10,10 +10,10 @@ use super::{Catalog, CatalogError, NewCertificate, from_db, to_db};
 pub struct CertificateRow {
     /// Hexadecimal serial number.
     pub serial: String,
-    /// "vm" or "admin".
+    /// "vm", "admin" or "person".
     pub role: String,
     vm_id: Option<String>,
-    /// Name of the VM or the administrator.
+    /// Name of the VM, the administrator or the person.
     pub subject: String,
     issued_us: i64,
     not_after_us: i64,

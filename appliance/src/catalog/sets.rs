@@ -193,12 +193,19 @@ impl Catalog {
         Ok(fetch_all!(self.pool, SetRow, "SELECT * FROM sets ORDER BY created_us, name")?)
     }
 
-    /// Forgets a set; its history stays. Returns whether there was one.
+    /// Forgets a set and all rights to it; its history stays. Returns whether there was one.
     ///
     /// # Errors
     /// What the database says.
     pub async fn remove_set(&self, name: &str) -> Result<bool, CatalogError> {
-        Ok(execute!(self.pool, "DELETE FROM sets WHERE name = $1", name)? == 1)
+        let removed = transaction!(self.pool, tx, {
+            // No name is that of rights to VMs.
+            let sql = "DELETE FROM rights WHERE set_name = $1 AND set_name <> ''";
+            sqlx::query(sql).bind(name).execute(&mut *tx).await?;
+            let done = sqlx::query("DELETE FROM sets WHERE name = $1").bind(name).execute(&mut *tx).await?;
+            done.rows_affected()
+        });
+        Ok(removed == 1)
     }
 
     /// Who was in which set when they were last looked at.

@@ -40,7 +40,7 @@ impl VmRow {
 pub struct NewCertificate {
     /// Hexadecimal serial number.
     pub serial: String,
-    /// "vm" or "admin".
+    /// "vm", "admin" or "person".
     pub role: &'static str,
     /// The VM, for its splitter's certificates.
     pub vm: Option<VmId>,
@@ -262,6 +262,7 @@ impl Catalog {
             sqlx::query("DELETE FROM vm_tags WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM spools WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM grants WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
+            sqlx::query("DELETE FROM rights WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM verifications WHERE vm_id = $1").bind(&vm).execute(&mut *tx).await?;
             sqlx::query("DELETE FROM vms WHERE id = $1").bind(&vm).execute(&mut *tx).await?;
         });

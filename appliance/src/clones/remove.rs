@@ -44,7 +44,10 @@ pub async fn remove(core: &Arc<Core>, name: &str) -> Result<(), CloneError> {
     let (shared, id) = (Arc::clone(core), clone.id);
     let removed = tokio::task::spawn_blocking(move || take_away(&shared, &clone));
     removed.await.map_err(|error| CloneError::Journal(error.to_string()))??;
-    // A row that stays names nothing.
+    // Rows that stay name nothing.
+    if let Err(error) = core.catalog.forget_rights_of_vm(id).await {
+        tracing::warn!(%error, clone = name, "cannot forget the rights of a removed clone");
+    }
     if let Err(error) = core.catalog.unassign_policy(id).await {
         tracing::warn!(%error, clone = name, "cannot forget the policy of a removed clone");
     }

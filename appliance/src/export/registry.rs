@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
-use tidemark_proto::ids::DiskId;
+use tidemark_proto::ids::{DiskId, VmId};
 use tidemark_proto::v1::ExportInfo;
 use tokio::sync::Mutex;
 use tokio::task::{JoinHandle, JoinSet};
@@ -25,6 +25,9 @@ use crate::recovery::OpenedView;
 const CONNECTIONS_MAX: usize = 16;
 /// Exports at once: each holds a view. Further ones are refused.
 const EXPORTS_MAX: usize = 64;
+/// Exports that one person who is no administrator may run at once. Further ones are refused, so that there is room for
+/// everybody else.
+const PERSON_EXPORTS_MAX: usize = 16;
 /// Pause after accepting failed (no descriptors left), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time connections get to end when their export stops: they are cancelled, only a blocking read may last.
@@ -51,6 +54,22 @@ struct Running {
     stop: CancellationToken,
     task: JoinHandle<()>,
     socket: Option<PathBuf>,
+    /// `None`: an administrator started it.
+    holder: Option<Holder>,
+}
+
+/// For whom an export runs that no administrator started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Holder {
+    person: String,
+    vm: VmId,
+}
+
+impl Running {
+    /// Whether a person may know of it: its own; an administrator (`None`) may know of all.
+    fn is_of(&self, person: Option<&str>) -> bool {
+        person.is_none_or(|person| self.holder.as_ref().is_some_and(|holder| holder.person == person))
+    }
 }
 
 /// The exports of this process.
@@ -71,7 +90,7 @@ impl Exports {
     }
 
     /// Serves one disk of the view, or each of them, until stopped. `tls_addr` empty: a Unix socket of mode 0600.
-    /// The reply holds the clients' credentials; they are not kept.
+    /// The reply holds the clients' credentials; they are not kept. `person`: who is no administrator and starts it.
     ///
     /// # Errors
     /// [`ExportError::NotFound`] for a disk the view has not, [`ExportError::Invalid`] for an address that cannot be,
@@ -81,7 +100,9 @@ impl Exports {
         view: OpenedView,
         disk: Option<DiskId>,
         tls_addr: &str,
+        person: Option<&str>,
     ) -> Result<Vec<ExportInfo>, ExportError> {
+        let holder = person.map(|person| Holder { person: person.to_owned(), vm: view.vm });
         let disks: Vec<_> = match disk {
             None => view.disks.iter().collect(),
             Some(id) => vec![view.disk(id).ok_or_else(|| {
@@ -94,7 +115,8 @@ impl Exports {
         let mut started: Vec<ExportInfo> = Vec::new();
         for disk in disks {
             let source = Arc::new(ViewSource::new(view.view.clone(), disk.id, disk.size_bytes));
-            match self.start_source(&view.vm_name, &disk.id.to_string(), view.lsn.0, source, tls_addr).await {
+            let (vm, name) = (&view.vm_name, disk.id.to_string());
+            match self.start_for(holder.clone(), (vm, &name, view.lsn.0), source, tls_addr).await {
                 Ok(info) => started.push(info),
                 Err(error) => {
                     for info in &started {
@@ -107,7 +129,7 @@ impl Exports {
         Ok(started)
     }
 
-    /// Serves one volume, under the name `disk`.
+    /// Serves one volume, under the name `disk`, for an administrator.
     ///
     /// # Errors
     /// As [`Exports::start`].
@@ -119,7 +141,24 @@ impl Exports {
         source: Arc<dyn ExportSource>,
         tls_addr: &str,
     ) -> Result<ExportInfo, ExportError> {
+        self.start_for(None, (vm, disk, lsn), source, tls_addr).await
+    }
+
+    async fn start_for(
+        &self,
+        holder: Option<Holder>,
+        (vm, disk, lsn): (&str, &str, u64),
+        source: Arc<dyn ExportSource>,
+        tls_addr: &str,
+    ) -> Result<ExportInfo, ExportError> {
         let mut running = self.running.lock().await;
+        if let Some(Holder { person, .. }) = &holder
+            && running.values().filter(|running| running.is_of(Some(person))).count() >= PERSON_EXPORTS_MAX
+        {
+            return Err(ExportError::Invalid(format!(
+                "{PERSON_EXPORTS_MAX} of your exports run, which is the most: stop one first"
+            )));
+        }
         if running.len() >= EXPORTS_MAX {
             return Err(ExportError::Invalid(format!(
                 "{EXPORTS_MAX} exports run, which is the most: stop one first"
@@ -153,7 +192,7 @@ impl Exports {
         let served = Arc::new(Served { name: disk.to_owned(), source, tls: acceptor });
         let span = tracing::info_span!("export", vm, disk, id);
         let task = tokio::spawn(accept(listener, served, stop.clone()).instrument(span));
-        running.insert(id, Running { info: info.clone(), stop, task, socket });
+        running.insert(id, Running { info: info.clone(), stop, task, socket, holder });
         Ok(match credentials {
             None => info,
             Some(client) => ExportInfo {
@@ -167,7 +206,33 @@ impl Exports {
 
     /// All running exports, without their credentials.
     pub async fn list(&self) -> Vec<ExportInfo> {
-        self.running.lock().await.values().map(|running| running.info.clone()).collect()
+        self.list_of(None).await
+    }
+
+    /// The running exports that a person started; all for an administrator (`None`).
+    pub async fn list_of(&self, person: Option<&str>) -> Vec<ExportInfo> {
+        let running = self.running.lock().await;
+        running.values().filter(|running| running.is_of(person)).map(|running| running.info.clone()).collect()
+    }
+
+    /// The persons who started any.
+    pub async fn persons(&self) -> Vec<String> {
+        let running = self.running.lock().await;
+        running.values().filter_map(|running| Some(running.holder.as_ref()?.person.clone())).collect()
+    }
+
+    /// Ends the exports of a person of VMs that it may not mount any more.
+    pub async fn end_unless(&self, person: &str, may: impl Fn(VmId) -> bool) {
+        let ends = |running: &Running| {
+            running.holder.as_ref().is_some_and(|holder| holder.person == person && !may(holder.vm))
+        };
+        let mut running = self.running.lock().await;
+        let ending: Vec<_> = running.extract_if(.., |_, running| ends(running)).collect();
+        drop(running);
+        for (id, running) in ending {
+            tracing::info!(id, person, "an export ends: the right to it was revoked");
+            running.end().await;
+        }
     }
 
     /// Ends an export and its connections.
@@ -175,7 +240,19 @@ impl Exports {
     /// # Errors
     /// [`ExportError::NotFound`] when there is none of that id.
     pub async fn stop(&self, id: &str) -> Result<(), ExportError> {
-        let Some(running) = self.running.lock().await.remove(id) else {
+        self.stop_of(None, id).await
+    }
+
+    /// Ends an export that a person started; any for an administrator (`None`).
+    ///
+    /// # Errors
+    /// [`ExportError::NotFound`] when there is none of that id that the caller may know of.
+    pub async fn stop_of(&self, person: Option<&str>, id: &str) -> Result<(), ExportError> {
+        let mut all = self.running.lock().await;
+        let running =
+            if all.get(id).is_some_and(|running| running.is_of(person)) { all.remove(id) } else { None };
+        drop(all);
+        let Some(running) = running else {
             return Err(ExportError::NotFound(format!(
                 "there is no export '{id}'; `tidemark export list` shows those there are"
             )));

@@ -5,5 +5,5 @@ mod opened;
 mod when;
 
 pub use doubt::{Doubt, Verified, doubts, with_kept};
-pub use opened::{Leases, OpenedDisk, OpenedView, ViewLease};
+pub use opened::{Holder, Leases, OpenedDisk, OpenedView, ViewLease};
 pub use when::{PointRefused, RecoveryPoint, cause_text, resolve, rfc3339};

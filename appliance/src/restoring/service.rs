@@ -100,7 +100,7 @@ impl RestoreService {
             core.fleet.get(of.vm).ok_or_else(|| Status::not_found("the VM of this grant was removed"))?;
         let at = When { point: Some(Point::Lsn(of.lsn.0)) };
         let view = open_view(core, &vm.name, Some(at), Some(of.disk)).await?;
-        let lease = core.leases.hold(view.clone());
+        let lease = core.leases.hold(view.clone(), None);
         let lease = lease.map_err(|error| Status::resource_exhausted(error.to_string()))?;
         let (actor, detail) = (format!("grant {}", begin.grant_id), format!("{} lsn:{}", of.disk, of.lsn));
         core.audit(&actor, "restore", &vm.name, &detail).await;

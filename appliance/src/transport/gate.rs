@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::{TcpConnectInfo, TlsConnectInfo};
 use tonic::{Extensions, Request, Status};
 
+use super::method::{Method, PERSON_METHODS};
 use crate::catalog::CertificateRow;
 use crate::clock::now_us;
 use crate::metrics::Metrics;
@@ -35,24 +36,52 @@ impl Peer {
     pub fn vm(&self) -> Result<VmId, Status> {
         match &self.role {
             Role::Vm(vm) => Ok(*vm),
-            Role::Admin(_) => {
+            Role::Admin(_) | Role::Person(_) => {
                 Err(Status::permission_denied("this call is for splitters: it needs a VM's certificate"))
             }
         }
     }
 
-    /// The administrator who calls.
+    /// Who uses a console: the name, of an administrator or of a person who is none.
     ///
     /// # Errors
     /// `PERMISSION_DENIED` for any other role.
-    pub fn admin(&self) -> Result<&str, Status> {
+    pub fn name(&self) -> Result<&str, Status> {
         match &self.role {
-            Role::Admin(name) => Ok(name),
-            Role::Vm(_) => Err(Status::permission_denied(
-                "this call is for administrators: use the appliance's admin.context, not a splitter's certificate",
-            )),
+            Role::Admin(name) | Role::Person(name) => Ok(name),
+            Role::Vm(_) => Err(no_splitters()),
         }
     }
+
+    /// The person who calls and whose rights are to be looked at; `None` for an administrator, who may do everything.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` for any other role.
+    pub fn person(&self) -> Result<Option<&str>, Status> {
+        match &self.role {
+            Role::Admin(_) => Ok(None),
+            Role::Person(name) => Ok(Some(name)),
+            Role::Vm(_) => Err(no_splitters()),
+        }
+    }
+
+    /// Whether the caller may call a console's method at all.
+    fn may_call(&self, method: Option<&Method>) -> Result<(), Status> {
+        let Some(name) = self.person()? else { return Ok(()) };
+        if method.is_some_and(|method| PERSON_METHODS.contains(&method.0.as_str())) {
+            return Ok(());
+        }
+        Err(Status::permission_denied(format!(
+            "'{name}' is no administrator and may only create, list and find bookmarks of sets, and recover and mount VMs, \
+             as far as it was granted them: ask an administrator"
+        )))
+    }
+}
+
+fn no_splitters() -> Status {
+    Status::permission_denied(
+        "this call is for administrators: use the appliance's admin.context, not a splitter's certificate",
+    )
 }
 
 /// The list of certificates in force.
@@ -135,13 +164,14 @@ impl Gate {
         Ok(Peer { role, serial, not_after_us, revoked })
     }
 
-    /// An interceptor that lets only administrators through and leaves the [`Peer`] in the request.
+    /// An interceptor that lets administrators through, and persons to [`PERSON_METHODS`] alone, and leaves the [`Peer`] in
+    /// the request. It needs the [`Method`] there.
     ///
     /// # Errors
-    /// As [`Gate::peer`] and [`Peer::admin`].
-    pub fn admit_admin(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
+    /// As [`Gate::peer`]; `PERMISSION_DENIED` for any other role or method.
+    pub fn admit_console(&self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let peer = self.peer(request.extensions())?;
-        peer.admin().inspect_err(|_| self.metrics.rejected("role"))?;
+        peer.may_call(request.extensions().get()).inspect_err(|_| self.metrics.rejected("role"))?;
         request.extensions_mut().insert(peer);
         Ok(request)
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::postgres::Cluster;
 use tidemark_appliance::catalog::{
     BookmarkRow, Catalog, CatalogError, CatalogUrl, HelloRecord, NewCertificate, NewSetPoint, PointMemberRow,
-    Pointing, SetPointRow, SetRow, TokenRow, TokenState, secret_hash,
+    Pointing, RightRow, SetPointRow, SetRow, TokenRow, TokenState, secret_hash,
 };
 use tidemark_proto::ids::{Lsn, VmId};
 
@@ -39,6 +39,7 @@ async fn suite(url: &CatalogUrl, file: &Path) {
     nonces(&catalog, vm).await;
     bookmarks(&catalog, vm).await;
     set_points(&catalog).await;
+    rights(&catalog).await;
     catalog.audit(5, "tester", "test", "x", "'; DROP TABLE vms; --").await.unwrap();
     let trail = catalog.audit_trail().await.unwrap();
     assert_eq!((trail.len(), trail[0].at_us(), trail[0].detail.as_str()), (1, 5, "'; DROP TABLE vms; --"));
@@ -223,4 +224,29 @@ async fn set_points(catalog: &Catalog) {
     assert_eq!(times(catalog.oldest_set_points("shop", 10).await.unwrap()), [20, 30]);
     assert_eq!(catalog.remove_set_points("shop").await.unwrap(), 3, "bookmarks, too");
     assert!(catalog.remove_set("shop").await.unwrap());
+}
+
+async fn rights(catalog: &Catalog) {
+    let vm = VmId::random();
+    let by = || "tidemark://admin/local".to_owned();
+    let of_set = |person: &str, set: &str| RightRow::of_set(person, "bookmark", set, 7, by());
+    let of_vm = |word: &str| RightRow::of_vm("anna", word, vm, 8, by());
+    for right in [of_set("anna", "shop"), of_set("ben", "shop"), of_vm("recover"), of_vm("mount")] {
+        assert!(catalog.grant_right(&right).await.unwrap());
+        assert!(!catalog.grant_right(&right).await.unwrap(), "it is there");
+    }
+    assert_eq!(
+        (catalog.rights().await.unwrap().len(), catalog.rights_of("ben").await.unwrap().len()),
+        (4, 1)
+    );
+    assert!(catalog.revoke_right(&of_vm("mount")).await.unwrap());
+    assert!(!catalog.revoke_right(&of_vm("mount")).await.unwrap());
+    // The empty name is that of no set, though rights of VMs have it in its place.
+    assert!(!catalog.remove_set("").await.unwrap());
+    assert_eq!(catalog.forget_rights_of_set("").await.unwrap(), 0);
+    assert_eq!(catalog.forget_rights_of_set("shop").await.unwrap(), 2);
+    let left = catalog.rights_of("anna").await.unwrap();
+    assert_eq!((left.len(), left[0].vm(), left[0].set(), left[0].granted_us()), (1, Some(vm), None, 8));
+    catalog.remove_vm(vm, 9).await.unwrap();
+    assert!(catalog.rights().await.unwrap().is_empty());
 }

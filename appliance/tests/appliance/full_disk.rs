@@ -283,7 +283,7 @@ impl Writer {
         points.extend(list.points.iter().map(|point| point.lsn));
         for lsn in points {
             let at = Some(When { point: Some(when::Point::Lsn(lsn)) });
-            let view = OpenViewRequest { vm: "a".into(), at, disk: String::new() };
+            let view = OpenViewRequest { vm: "a".into(), at, disk: String::new(), ..<_>::default() };
             let mut lease = match console.open_view(view).await {
                 Ok(lease) => lease.into_inner(),
                 Err(refused) => {

@@ -27,6 +27,7 @@ mod points;
 mod postgres;
 mod process;
 mod retention;
+mod roles;
 mod s3_server;
 mod search;
 mod set_points;

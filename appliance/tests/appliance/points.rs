@@ -16,7 +16,7 @@ async fn open(
     disk: &str,
 ) -> Result<(OpenViewReply, Streaming<OpenViewReply>), Status> {
     let at = at.map(|point| When { point: Some(point) });
-    let request = OpenViewRequest { vm: "a".into(), at, disk: disk.into() };
+    let request = OpenViewRequest { vm: "a".into(), at, disk: disk.into(), ..<_>::default() };
     let mut stream = site.console().await.open_view(request).await?.into_inner();
     Ok((stream.message().await?.unwrap(), stream))
 }

@@ -32,7 +32,7 @@ async fn retention(site: &Site) -> RetentionClient<Channel> {
 /// The whole disk as of a point.
 async fn content(console: &mut ConsoleClient<Channel>, point: when::Point) -> Result<Vec<u8>, Status> {
     let at = Some(When { point: Some(point) });
-    let request = OpenViewRequest { vm: "a".into(), at, disk: String::new() };
+    let request = OpenViewRequest { vm: "a".into(), at, disk: String::new(), ..<_>::default() };
     let mut lease = console.open_view(request).await?.into_inner();
     let view_id = lease.message().await?.unwrap().view_id;
     let request = ReadViewRequest { view_id, disk: "disk-1".into(), offset: 0, length: DISK_BYTES };

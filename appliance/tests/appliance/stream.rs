@@ -20,8 +20,12 @@ async fn protected(site: &Site, name: &str) -> (Guest, Stream) {
 /// Reads a range of disk 1 at a point.
 async fn read(site: &Site, vm: &str, at: Point, offset: u64, length: u64) -> Result<Vec<u8>, tonic::Status> {
     let mut console = site.console().await;
-    let request =
-        OpenViewRequest { vm: vm.into(), at: Some(When { point: Some(at) }), disk: "disk-1".into() };
+    let request = OpenViewRequest {
+        vm: vm.into(),
+        at: Some(When { point: Some(at) }),
+        disk: "disk-1".into(),
+        ..<_>::default()
+    };
     let mut lease = console.open_view(request).await?.into_inner();
     let view = lease.message().await?.unwrap();
     let request = ReadViewRequest { view_id: view.view_id, disk: "disk-1".into(), offset, length };

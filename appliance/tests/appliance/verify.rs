@@ -57,8 +57,12 @@ async fn warnings(site: &Site, lsn: u64) -> Vec<String> {
 /// What opening a view says, at the latest point unless told.
 async fn warnings_of(site: &Site, vm: &str, lsn: Option<u64>) -> Vec<String> {
     let point = lsn.map_or(when::Point::Latest(true), when::Point::Lsn);
-    let request =
-        OpenViewRequest { vm: vm.into(), at: Some(When { point: Some(point) }), disk: String::new() };
+    let request = OpenViewRequest {
+        vm: vm.into(),
+        at: Some(When { point: Some(point) }),
+        disk: String::new(),
+        ..<_>::default()
+    };
     let mut held = site.console().await.open_view(request).await.unwrap().into_inner();
     held.message().await.unwrap().unwrap().warnings
 }

@@ -13,6 +13,7 @@ use super::history::DiffArguments;
 use super::job::{JobCommand, VerifyArguments};
 use super::object::ObjectCommand;
 use super::retention::{HoldArguments, PolicyCommand};
+use super::role::RoleCommand;
 use super::search::{SearchArguments, parse_tag};
 use super::set::SetCommand;
 use crate::when::When;
@@ -38,7 +39,19 @@ pub(crate) enum Command {
     /// One-time enrolment tokens for splitters
     #[command(subcommand, after_help = "Example: tidemark token create --vm web-1 --ttl 1h")]
     Token(TokenCommand),
-    /// Certificates of virtual machines and administrators
+    /// What persons may do who are no administrators
+    #[command(
+        subcommand,
+        after_help = "Example: tidemark role grant anna bookmark --set shop\n\n\
+        Whoever has a certificate of an administrator may do everything. Anybody else is a person by a name of your choice and \
+        may do what it was granted, and nothing else:\n  \
+        tidemark role grant anna bookmark --set shop       # create and list bookmarks of that set\n  \
+        tidemark role grant anna recover --vm web-1        # read its disks to recover them\n  \
+        tidemark role context anna --out anna.context      # what she uses with --context\n\n\
+        Tags, and names that sets match on, are administrators' alone: with them go the rights of sets."
+    )]
+    Role(RoleCommand),
+    /// Certificates of virtual machines, administrators and other persons
     #[command(subcommand, after_help = "Example: tidemark cert list")]
     Cert(CertCommand),
     /// Protected virtual machines
@@ -544,6 +557,10 @@ mod tests {
             vec!["tidemark", "export", "copy", "--writable"],
             vec!["tidemark", "mount", "copy", "/mnt", "--writable"],
             vec!["tidemark", "clone", "create", "web-1", "--at", "-2h", "--name", "copy"],
+            vec!["tidemark", "role", "grant", "anna", "bookmark", "--set", "shop"],
+            vec!["tidemark", "role", "revoke", "anna", "mount", "--vm", "web-1"],
+            vec!["tidemark", "role", "list"],
+            vec!["tidemark", "role", "context", "anna", "--out", "f", "--valid", "90d"],
             vec!["tidemark", "export", "list"],
             vec!["tidemark", "export", "stop", "7"],
         ] {
@@ -554,6 +571,10 @@ mod tests {
         {
             let arguments = ["tidemark"].iter().chain(nobody);
             assert!(Cli::try_parse_from(arguments).is_err(), "{nobody:?}: a VM or a set is required");
+        }
+        for neither in [["--set", "s", "--vm", "v"].as_slice(), &[]] {
+            let arguments = ["tidemark", "role", "grant", "anna", "mount"].iter().chain(neither);
+            assert!(Cli::try_parse_from(arguments).is_err(), "{neither:?}: a right is of one of both");
         }
         assert!(Cli::try_parse_from(["tidemark", "export", "web-1"]).is_err(), "--at is required");
         assert!(Cli::try_parse_from(["tidemark", "mount", "web-1", "/mnt"]).is_err(), "--at is required");

@@ -17,6 +17,7 @@ mod point;
 mod policy;
 mod proof;
 mod recover;
+mod role;
 mod search;
 mod set;
 mod set_point;
@@ -71,6 +72,7 @@ async fn online(context: Option<&Path>, command: Command, json: bool) -> Result<
     let channel = connected(context).await?;
     let client = console(channel.clone());
     match command {
+        Command::Role(command) => role::run(appliance::roles(channel), context, command, json).await,
         Command::Diff(arguments) => diff::run(history(channel), &arguments, json).await,
         Command::Files(command) => files::run(client, history(channel), command, json).await,
         Command::Object(command) => object::run(objects(channel), command, json).await,

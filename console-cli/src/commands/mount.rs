@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tidemark_proto::v1::ViewPurpose;
 
 use super::{client, connected, runtime};
 use crate::appliance::clones;
@@ -106,7 +107,7 @@ fn serve(
         .context("find the folder for the overlay: name one with --overlay-dir")?;
     let view = runtime.block_on(async {
         let client = client(context).await?;
-        RemoteView::open(&client, &arguments.vm, at, arguments.disk).await
+        RemoteView::open_to(ViewPurpose::Mount, &client, &arguments.vm, at, arguments.disk).await
     })?;
     fuse::serve(view, runtime.handle().clone(), &dir, overlay_dir.as_deref(), ready)
 }

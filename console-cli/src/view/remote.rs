@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use tidemark_proto::ids::DiskId;
 use tidemark_proto::limits::READ_MAX_BYTES;
-use tidemark_proto::v1::{self, OpenViewReply, OpenViewRequest, ReadViewRequest, ViewChunk, ViewDisk};
+use tidemark_proto::v1::{
+    self, OpenViewReply, OpenViewRequest, ReadViewRequest, ViewChunk, ViewDisk, ViewPurpose,
+};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
@@ -45,6 +47,8 @@ pub(crate) struct RemoteView {
     lease: Mutex<Lease>,
     vm: String,
     disk: String,
+    /// Of [`ViewPurpose`].
+    purpose: i32,
     lsn: u64,
     time_us: u64,
     disks: Vec<ViewDisk>,
@@ -61,10 +65,22 @@ struct Lease {
 }
 
 impl RemoteView {
-    /// Opens `vm` as of `at`: all disks, or `disk` alone.
+    /// Opens `vm` as of `at`, to recover from it: all disks, or `disk` alone.
     pub(crate) async fn open(client: &Client, vm: &str, at: &When, disk: Option<DiskId>) -> Result<Self> {
-        let disk = disk.map(|disk| disk.to_string()).unwrap_or_default();
-        let request = OpenViewRequest { vm: vm.to_owned(), at: Some(at.to_proto()), disk: disk.clone() };
+        Self::open_to(ViewPurpose::Recover, client, vm, at, disk).await
+    }
+
+    /// Opens it for a purpose: to a person who is no administrator each is granted by itself.
+    pub(crate) async fn open_to(
+        purpose: ViewPurpose,
+        client: &Client,
+        vm: &str,
+        at: &When,
+        disk: Option<DiskId>,
+    ) -> Result<Self> {
+        let (disk, purpose) = (disk.map(|disk| disk.to_string()).unwrap_or_default(), purpose.into());
+        let at = Some(at.to_proto());
+        let request = OpenViewRequest { vm: vm.to_owned(), at, disk: disk.clone(), purpose };
         let (description, held) = open(client, request).await.map_err(|status| refused(&status))?;
         description.warnings.iter().for_each(|warning| output::warning(warning));
         if description.disks.is_empty() {
@@ -84,6 +100,7 @@ impl RemoteView {
             }),
             vm: description.vm,
             disk,
+            purpose,
             lsn: description.lsn,
             time_us: description.time_us,
             disks: description.disks,
@@ -155,7 +172,8 @@ impl RemoteView {
         }
         lease.reopen_tried = Some(Instant::now());
         let at = v1::When { point: Some(v1::when::Point::Lsn(self.lsn)) };
-        let request = OpenViewRequest { vm: self.vm.clone(), at: Some(at), disk: self.disk.clone() };
+        let (vm, disk) = (self.vm.clone(), self.disk.clone());
+        let request = OpenViewRequest { vm, at: Some(at), disk, purpose: self.purpose };
         let (description, held) = open(&self.client, request).await?;
         if description.lsn != self.lsn || description.disks != self.disks {
             return Err(Status::data_loss(

@@ -1,6 +1,6 @@
 //! Points of sets: held, by clocks, automatic, on demand, and what is left of those that were not achieved.
 
-mod member;
+pub(crate) mod member;
 
 use std::time::Duration;
 

@@ -197,7 +197,7 @@ impl Site {
     /// All of the first disk of a VM or clone as of a point.
     pub(crate) async fn content(&self, vm: &str, at: Option<When>) -> Result<Vec<u8>, Status> {
         let mut console = self.console().await.max_decoding_message_size(64 << 20);
-        let request = OpenViewRequest { vm: vm.into(), at, disk: String::new() };
+        let request = OpenViewRequest { vm: vm.into(), at, disk: String::new(), ..<_>::default() };
         let mut held = console.open_view(request).await?.into_inner();
         let view = held.message().await?.unwrap();
         let length = view.disks[0].size_bytes;
