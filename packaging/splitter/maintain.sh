@@ -34,8 +34,14 @@ upgraded() {
     [ ! -e "$state/initramfs.list" ] || rebuild_initramfs
 }
 
-# Before the files go: the tap leaves the kernel, and with it everything pinned.
+# Before the files go: volumes in synchronous mode get their own tables back, the tap leaves the kernel, and with it
+# everything pinned. Where a gate cannot be taken out the package stays: without it nobody would start another when the
+# gate's process dies, and the volume would hang.
 removing() {
+    if [ -d "$state" ] && ! /usr/bin/tidemark-splitter ungate; then
+        echo "tidemark-splitter is not removed, and goes on" >&2
+        return 1
+    fi
     # shellcheck disable=SC2086 # Two words.
     if running_systemd; then
         systemctl disable --now --quiet $units || true
@@ -51,9 +57,11 @@ removing() {
 
 # After the files went.
 removed() {
+    rm -rf /run/tidemark-splitter /run/tidemark-hooks /run/tidemark-gate
+    # What the service was allowed for volumes in synchronous mode.
+    rm -rf /run/systemd/system.control/tidemark-splitter.service.d
     reload
     ! running_systemd || systemctl reset-failed tidemark-splitter.service tidemark-splitter-initramfs.service 2>/dev/null || true
-    rm -rf /run/tidemark-splitter /run/tidemark-hooks
     if [ -e "$state/initramfs.list" ]; then
         rm -f "$state/initramfs.list"
         rebuild_initramfs

@@ -170,6 +170,9 @@ pub enum Command {
         /// Device-mapper name of the volume.
         #[arg(long)]
         volume: String,
+        /// Remove the device of one that was killed instead.
+        #[arg(long)]
+        clear: bool,
     },
     /// Hold every volume in synchronous mode for a moment, reads too.
     #[command(hide = true)]
@@ -192,7 +195,14 @@ pub enum Command {
         /// How long the hold may take, in milliseconds.
         deadline_ms: u64,
     },
-    /// Take the tap out of the kernel without changing what is to be protected.
+    /// Switch every volume to async, with or without a running splitter: before the package goes.
+    #[command(hide = true)]
+    Ungate {
+        /// Folder for keys and state.
+        #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE)]
+        state: PathBuf,
+    },
+    /// Take the tap out of the kernel without changing what is to be protected; volumes are switched to async before.
     #[command(hide = true)]
     Unload {
         /// Folder for keys and state.

@@ -47,7 +47,9 @@ pub fn run(arguments: Arguments, parts: Parts) -> Result<()> {
             Duration::from_millis(hold_ms),
             Duration::from_millis(deadline_ms),
         ),
-        Command::Gate { capture, volume } => Ok(crate::gate::run(&capture, &volume)?),
+        Command::Gate { capture, volume, clear: false } => Ok(crate::gate::run(&capture, &volume)?),
+        Command::Gate { capture, volume, clear: true } => Ok(crate::gate::clear(&capture, &volume)?),
+        Command::Ungate { state } => mode::ungate(&StateDir::new(&state)),
         Command::Bookmark { name, set, state, consistency, allow_lower, json } => {
             let consistency = match Consistency::from(consistency) {
                 Consistency::Unspecified | Consistency::Crash => String::new(),

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::arguments::Mode;
 use super::status::{current, line};
 use crate::capture;
-use crate::control::{self, Request};
+use crate::control::{self, ControlError, Request};
 use crate::gate::{self, OnLapse};
 use crate::state::StateDir;
 
@@ -49,6 +49,28 @@ pub(super) fn switch(
         }
         thread::sleep(POLL);
     }
+}
+
+/// What to do about a gate that stays.
+pub(super) const STILL_GATED: &str = "a volume is still in synchronous mode; its gate goes on serving it, but nobody would start another: run 'tidemark-splitter mode VOLUME async' ('tidemark-splitter status' names it), or unmount the volume, and try again";
+
+/// The hidden `ungate`.
+pub(super) fn ungate(state: &StateDir) -> Result<()> {
+    for volume in state.gates()?.volumes {
+        let path = volume.path;
+        let order =
+            Request::Mode { path: path.clone(), sync: false, on_lapse: volume.on_lapse, hold_max_s: 0 };
+        match control::ask(state, &order) {
+            Ok(_) => line(&format!("{}: async", path.display()))?,
+            Err(ControlError::NotRunning { .. }) => {
+                let _lock = state.lock()?;
+                gate::take_out(state).context(STILL_GATED)?;
+                return line("every volume: async");
+            }
+            Err(error) => return Err(error).context(STILL_GATED),
+        }
+    }
+    Ok(())
 }
 
 /// The hidden `hold`.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::status::{current, line};
 use crate::control::{self, ControlError, Request, Status};
@@ -110,6 +110,8 @@ pub(super) fn unprotect_all(state: &StateDir) -> Result<()> {
 
 pub(super) fn unload(state: &StateDir) -> Result<()> {
     let _lock = state.lock()?;
+    // A gate completes writes by the tap's word.
+    crate::gate::take_out(state).context(super::mode::STILL_GATED)?;
     capture::unload(&capture::name_for(state.root()))?;
     line("the tap is out of the kernel")
 }

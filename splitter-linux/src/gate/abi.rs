@@ -29,7 +29,6 @@ const fn code(direction: u32, size: u32, number: u32) -> u32 {
 const READ: u32 = 2;
 const READ_WRITE: u32 = 3;
 
-pub(super) const CTRL_GET_DEV_INFO: u32 = code(READ, 32, 0x02);
 pub(super) const CTRL_ADD_DEV: u32 = code(READ_WRITE, 32, 0x04);
 pub(super) const CTRL_DEL_DEV: u32 = code(READ_WRITE, 32, 0x05);
 pub(super) const CTRL_START_DEV: u32 = code(READ_WRITE, 32, 0x06);

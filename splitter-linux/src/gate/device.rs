@@ -107,13 +107,6 @@ impl Control {
             .map_err(failed("set the limits of a ublk device"))
     }
 
-    pub(super) fn info(&mut self, device: u32) -> io::Result<DeviceInfo> {
-        let mut bytes = [0; abi::DEVICE_INFO_BYTES];
-        let body = abi::control(device, bytes.as_mut_ptr().addr() as u64, 64, 0);
-        self.command(abi::CTRL_GET_DEV_INFO, body)?;
-        Ok(DeviceInfo::decode(&bytes))
-    }
-
     /// Makes the block device appear. Waits until every tag was fetched by the queue's thread.
     pub(super) fn start(&mut self, device: u32) -> Result<(), GateError> {
         self.plain(abi::CTRL_START_DEV, device, u64::from(std::process::id()))

@@ -9,60 +9,25 @@
 //! device-mapper call each way; whatever is killed between two steps is found by the next look (the kernel's tables are
 //! the only state) and finished or undone.
 
-use std::io::{BufRead, BufReader, Read};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::device::Control;
+use tidemark_proto::limits::SYNC_LEASE_US;
+
 use super::error::GateError;
+use super::launch::{self, Process, Work};
 use super::mapper::{Mapper, Target};
 use super::page::{self, Page};
 use super::server;
 use super::volume::{Volume, private_name};
+use crate::daemon::now_us;
 
-/// How long a gate's process may take to be ready: taking over waits for requests of its predecessor.
-const READY_MAX: Duration = Duration::from_secs(90);
 /// How long it may take to end when it is told to. Beyond it the splitter tries again later.
 const STOP_MAX: Duration = Duration::from_secs(30);
 
-/// Starts the gate's process and waits until it serves.
-pub(super) fn start_process(capture: &str, volume: &str) -> Result<Child, GateError> {
-    // The file that runs, also when an upgrade has replaced it on disk.
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("tidemark-splitter")
-        .args(["gate", "--capture", capture, "--volume", volume])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(GateError::os("start the gate's process"))?;
-    let (said, hearing) = mpsc::channel();
-    if let Some(out) = child.stdout.take() {
-        std::thread::spawn(move || {
-            let mut line = String::new();
-            let _ = BufReader::new(out).read_line(&mut line);
-            let _ = said.send(line);
-        });
-    }
-    let line = hearing.recv_timeout(READY_MAX).unwrap_or_default();
-    if line.starts_with("ready ") {
-        return Ok(child);
-    }
-    let _ = child.kill();
-    let mut text = String::new();
-    if let Some(errors) = child.stderr.take() {
-        let _ = errors.take(4096).read_to_string(&mut text);
-    }
-    let _ = child.wait();
-    let reason = text.lines().next_back().unwrap_or("it said nothing").trim();
-    Err(GateError::NotStarted(reason.trim_start_matches("tidemark-splitter: ").to_owned()))
-}
-
 /// Puts the gate under a volume that has none. Nothing is held yet: the page promises nothing.
-pub(super) fn insert(mapper: &Mapper, capture: &str, volume: &Volume) -> Result<Child, GateError> {
+pub(super) fn insert(mapper: &Mapper, capture: &str, volume: &Volume) -> Result<Process, GateError> {
     let name = &volume.mapped.name;
     clear_away(mapper, capture, name)?;
     let private = volume.private_name();
@@ -77,21 +42,21 @@ pub(super) fn insert(mapper: &Mapper, capture: &str, volume: &Volume) -> Result<
     placed
 }
 
-fn place(mapper: &Mapper, capture: &str, volume: &Volume, private: &str) -> Result<Child, GateError> {
+fn place(mapper: &Mapper, capture: &str, volume: &Volume, private: &str) -> Result<Process, GateError> {
     let name = &volume.mapped.name;
-    mapper.load(private, &volume.table)?;
+    launch::load(mapper, private, &volume.table)?;
     mapper.swap(private, true)?;
-    let mut child = start_process(capture, name)?;
+    let process = launch::start(capture, name, Work::Serve)?;
     let swapped = over_gate(capture, name, volume.sectors).and_then(|target| {
-        mapper.load(name, &[target])?;
+        launch::load(mapper, name, &[target])?;
         mapper.swap(name, false)
     });
     if let Err(error) = swapped {
         stop_process(capture, name)?;
-        let _ = child.wait();
+        process.wait();
         return Err(error);
     }
-    Ok(child)
+    Ok(process)
 }
 
 /// The whole volume as one segment over its ublk device.
@@ -107,15 +72,33 @@ fn device_of(capture: &str, name: &str) -> Option<u32> {
     std::fs::read_to_string(page::folder(capture, name).join("device")).ok()?.trim().parse().ok()
 }
 
+/// Waits until a page promises nothing any more. Nobody may renew the promise meanwhile.
+pub(super) fn end_promise(page: &Page) {
+    let until = Instant::now() + Duration::from_micros(SYNC_LEASE_US) * 2;
+    while !page.lapse(now_us(), 0) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    page.wake_gate();
+}
+
 /// Takes the gate away from under a volume. The page must promise nothing any more.
 pub(super) fn remove(mapper: &Mapper, capture: &str, volume: &Volume) -> Result<(), GateError> {
     let name = &volume.mapped.name;
+    let mut successor = None;
     if volume.gated_by.is_some() {
+        // With a dead process the volume stands still, and so would the change of its table.
+        if !process_runs(capture, name) {
+            successor = Some(launch::start(capture, name, Work::Serve)?);
+        }
         let table = mapper.table(&private_name(name))?;
-        mapper.load(name, &table)?;
+        launch::load(mapper, name, &table)?;
         mapper.swap(name, false)?;
     }
-    clear_away(mapper, capture, name)
+    clear_away(mapper, capture, name)?;
+    if let Some(process) = successor {
+        process.wait();
+    }
+    Ok(())
 }
 
 /// Removes everything of a gate that no volume lies on.
@@ -123,13 +106,10 @@ pub(super) fn clear_away(mapper: &Mapper, capture: &str, name: &str) -> Result<(
     let folder = page::folder(capture, name);
     if folder.join("page").exists() {
         stop_process(capture, name)?;
-        if let Some(device) = device_of(capture, name) {
-            // Its process was killed: nobody else removes it.
-            let mut control = Control::open()?;
-            if control.info(device).is_ok() {
-                let _ = control.stop(device);
-                control.delete(device)?;
-            }
+        let left = device_of(capture, name);
+        if left.is_some_and(|device| Path::new(&format!("/dev/ublkc{device}")).exists()) {
+            // Its process was killed: nobody else removes it, and the splitter may not be allowed to.
+            launch::start(capture, name, Work::Clear)?.wait();
         }
         let _ = std::fs::remove_dir_all(&folder);
     }

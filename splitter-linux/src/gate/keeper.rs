@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use tidemark_proto::limits::{SYNC_LEASE_US, SYNC_VOLUMES_MAX};
 
 use super::error::GateError;
 use super::insertion;
+use super::launch::{self, Process, Work};
 use super::mapper::Mapper;
 use super::page::{self, OnLapse, Page};
 use super::sampler::{Sample, Sampler};
@@ -45,7 +45,7 @@ type Reply = tokio::sync::oneshot::Sender<Result<(), String>>;
 /// Progress with one gate.
 #[derive(Debug, Default)]
 struct Progress {
-    child: Option<Child>,
+    process: Option<Process>,
     retry_at: Option<Instant>,
     /// A promise was made that is not told yet: everything up to here must be acknowledged first.
     entering: Option<Sample>,
@@ -125,7 +125,7 @@ impl Keeper {
     }
 
     fn make_sync(&mut self, path: PathBuf, on_lapse: OnLapse, hold_max_s: u32) -> anyhow::Result<()> {
-        super::device::check()?;
+        launch::check()?;
         let mapper = Mapper::open()?;
         let volume = Volume::at(&mapper, &path)?;
         let name = volume.mapped.name.clone();
@@ -148,15 +148,15 @@ impl Keeper {
         let config = SyncVolumeConfig { path: path.clone(), name: name.clone(), on_lapse, hold_max_s };
         wanted.volumes.push(config);
         self.state.store_gates(&wanted)?;
-        let child = match insertion::insert(&mapper, &self.capture, &volume) {
-            Ok(child) => child,
+        let process = match insertion::insert(&mapper, &self.capture, &volume) {
+            Ok(process) => process,
             Err(error) => {
                 self.state.store_gates(&before)?;
                 return Err(error.into());
             }
         };
         let page = Page::open(&page::folder(&self.capture, &name))?;
-        self.progress.insert(name.clone(), Progress { child: Some(child), ..Progress::default() });
+        self.progress.insert(name.clone(), Progress { process: Some(process), ..Progress::default() });
         let gate = self.hold(path, name, on_lapse, hold_max_s, page);
         gate.stand(true, "everything written before is on its way");
         tracing::info!(volume = gate.name, "the gate is in place");
@@ -188,22 +188,13 @@ impl Keeper {
         };
         gate.leaving.store(true, Ordering::Release);
         gate.stand(true, "it is being switched to async");
-        let until = Instant::now() + Duration::from_micros(SYNC_LEASE_US) * 2;
-        while !gate.page.lapse(now_us(), 0) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        insertion::end_promise(&gate.page);
         gate.in_force.store(false, Ordering::Release);
-        gate.page.wake_gate();
         if let Some(volume) = Volume::named(&mapper, &gate.name)? {
-            // With a dead process the volume stands still, and so would the change of its table.
-            if volume.gated_by.is_some() && !insertion::process_runs(&self.capture, &gate.name) {
-                let child = insertion::start_process(&self.capture, &gate.name)?;
-                self.progress.entry(gate.name.clone()).or_default().child = Some(child);
-            }
             insertion::remove(&mapper, &self.capture, &volume)?;
         }
-        if let Some(mut child) = self.progress.remove(&gate.name).and_then(|progress| progress.child) {
-            let _ = child.wait();
+        if let Some(process) = self.progress.remove(&gate.name).and_then(|progress| progress.process) {
+            process.wait();
         }
         self.gates.forget(&gate.name);
         // Only now: until it is away a splitter that starts anew must look after it.
@@ -237,9 +228,8 @@ impl Keeper {
     /// Whether it is there and was there before.
     fn put_in_place(&mut self, gate: &Arc<Gate>) -> Result<bool, GateError> {
         let progress = self.progress.entry(gate.name.clone()).or_default();
-        if let Some(child) = &mut progress.child {
-            // Only to collect what it leaves behind.
-            let _ = child.try_wait();
+        if let Some(process) = &mut progress.process {
+            process.collect();
         }
         if progress.retry_at.is_some_and(|at| Instant::now() < at) {
             return Ok(false);
@@ -254,7 +244,7 @@ impl Keeper {
                 return Ok(true);
             }
             tracing::warn!(volume = gate.name, "the gate's process is gone; another takes over");
-            progress.child = Some(insertion::start_process(&self.capture, &gate.name)?);
+            progress.process = Some(launch::start(&self.capture, &gate.name, Work::Serve)?);
             return Ok(true);
         }
         // A reboot, or somebody changed the volume's table: what was promised may not have been kept.
@@ -264,10 +254,10 @@ impl Keeper {
         }
         let disks = self.protected().map_err(|error| GateError::NotStarted(format!("{error:#}")))?;
         volume.check(&gate.path, &disks, self.state.root())?;
-        let child = insertion::insert(&mapper, &self.capture, &volume)?;
+        let process = insertion::insert(&mapper, &self.capture, &volume)?;
         tracing::info!(volume = gate.name, "the gate is in place again");
         let name = gate.name.clone();
-        self.progress.insert(name.clone(), Progress { child: Some(child), ..Progress::default() });
+        self.progress.insert(name.clone(), Progress { process: Some(process), ..Progress::default() });
         // Its folder was made anew, and with it the page.
         let page = Page::open(&page::folder(&self.capture, &name))?;
         self.gates.forget(&name);
@@ -352,4 +342,24 @@ fn follow_waiters(gate: &Arc<Gate>, gates: Arc<Gates>, worker: Handle) {
     if let Err(error) = std::thread::Builder::new().name("gate-waiters".into()).spawn(follow) {
         tracing::warn!(%error, "writes in synchronous mode wait for the next look at the ring");
     }
+}
+
+/// Without a splitter: takes every gate of this state away and forgets it. The state must be locked by the caller.
+///
+/// # Errors
+/// When a gate cannot be taken away; it is remembered then, and goes on serving.
+pub(crate) fn take_out(state: &StateDir) -> anyhow::Result<()> {
+    let capture = capture::name_for(state.root());
+    let mut wanted = state.gates()?;
+    while let Some(config) = wanted.volumes.last().cloned() {
+        let mapper = Mapper::open()?;
+        insertion::end_promise(&Page::open(&page::folder(&capture, &config.name))?);
+        match Volume::named(&mapper, &config.name)? {
+            Some(volume) => insertion::remove(&mapper, &capture, &volume)?,
+            None => insertion::clear_away(&mapper, &capture, &config.name)?,
+        }
+        wanted.volumes.pop();
+        state.store_gates(&wanted)?;
+    }
+    Ok(())
 }

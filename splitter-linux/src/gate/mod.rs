@@ -13,6 +13,7 @@
 //!   write, without a message; both sides survive the other's death.
 //! - `sampler`: the tap's position and generation, from the pinned maps.
 //! - `barrier`: holding everything for a moment.
+//! - `launch`: how the process is started, so that it outlives the splitter.
 //! - `keeper`, `shared`: the splitter's side: has gates in place and in force, makes and renews promises.
 //!
 //! **The lease.** The splitter promises the appliance, in pings: until this moment (of the guest's boot time) no write of
@@ -31,6 +32,7 @@ mod device;
 mod error;
 mod insertion;
 mod keeper;
+mod launch;
 mod mapper;
 mod page;
 mod queue;
@@ -42,9 +44,9 @@ mod volume;
 pub use barrier::{HOLD_MAX, Hold, hold_all};
 pub use error::GateError;
 pub use page::OnLapse;
-pub use server::run;
+pub use server::{clear, run};
 
-pub(crate) use keeper::{Order, start};
+pub(crate) use keeper::{Order, start, take_out};
 pub(crate) use mapper::Mapper;
 pub(crate) use page::Page;
 pub(crate) use shared::Gates;

@@ -28,6 +28,9 @@ const VERSION: u64 = 1;
 /// Everything about gates that ends with the machine.
 const ROOT: &str = "/run/tidemark-gate";
 
+/// The file in a gate's folder that says why its process ended.
+pub(super) const FAILURE: &str = "failure";
+
 /// The folder of a volume's gate.
 pub(super) fn folder(capture: &str, volume: &str) -> PathBuf {
     Path::new(ROOT).join(capture).join(volume.replace('/', "!"))

@@ -1,10 +1,13 @@
 //! The gate's process: `tidemark-splitter gate`, started by the splitter and outliving it.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::sync_channel;
@@ -14,6 +17,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::device::Control;
 use super::error::GateError;
+use super::launch::SPARED_NAME;
 use super::mapper::Mapper;
 use super::page::{self, Page};
 use super::queue::{self, DEPTH, IO_BYTES_MAX, Parts, Queue};
@@ -32,11 +36,48 @@ const LOOK_IDLE: Duration = Duration::from_millis(250);
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 const PR_GET_IO_FLUSHER: libc::c_int = 58;
 
-/// Serves the gate of one volume until it is told to stop. Prints `ready NUMBER` when the device is there.
+/// Serves the gate of one volume until it is told to stop. Prints `ready NUMBER` when the device is there, and says so
+/// to the service manager.
 ///
 /// # Errors
-/// One line that says what to do.
-pub fn run(capture: &str, volume_name: &str) -> Result<(), GateError> {
+/// One line that says what to do; it is left in the gate's folder, too.
+pub fn run(capture: &str, volume: &str) -> Result<(), GateError> {
+    spare();
+    noted(capture, volume, serve(capture, volume))
+}
+
+/// Removes the device of a gate whose process was killed and that no volume lies on. Ends as [`run`] begins.
+///
+/// # Errors
+/// As [`run`].
+pub fn clear(capture: &str, volume: &str) -> Result<(), GateError> {
+    let clear = || {
+        let folder = page::folder(capture, volume);
+        let _lock = lock(&folder)?;
+        remove_left(&mut Control::open()?, &folder)?;
+        ready(0)
+    };
+    noted(capture, volume, clear())
+}
+
+/// The service manager does not hand on what was said.
+fn noted(capture: &str, volume: &str, done: Result<(), GateError>) -> Result<(), GateError> {
+    if let Err(error) = &done {
+        let _ = std::fs::write(page::folder(capture, volume).join(page::FAILURE), error.to_string());
+    }
+    done
+}
+
+/// Takes the name that systemd-shutdown spares, where it was not started by it. The process stays the same one; without
+/// the name it serves all the same.
+fn spare() {
+    let spared = |name: OsString| name.as_encoded_bytes().starts_with(b"@");
+    if !std::env::args_os().next().is_some_and(spared) {
+        let _ = Command::new("/proc/self/exe").arg0(SPARED_NAME).args(std::env::args_os().skip(1)).exec();
+    }
+}
+
+fn serve(capture: &str, volume_name: &str) -> Result<(), GateError> {
     let folder = page::folder(capture, volume_name);
     let page = Arc::new(Page::open(&folder)?);
     // Held until the process has ended: the splitter tells by it that the gate is gone.
@@ -157,19 +198,27 @@ fn start_queue(
 
 /// Adds a device, after removing what a killed start left.
 fn add(control: &mut Control, folder: &Path, private: &Volume) -> Result<u32, GateError> {
-    let note = folder.join("device");
-    if let Some(old) = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok()) {
-        let _ = control.stop(old);
-        control.delete(old)?;
-    }
+    remove_left(control, folder)?;
     let info = control.add(DEPTH, IO_BYTES_MAX)?;
-    std::fs::write(&note, info.device.to_string()).map_err(GateError::os("note the device's number"))?;
+    std::fs::write(folder.join("device"), info.device.to_string())
+        .map_err(GateError::os("note the device's number"))?;
     if info.depth != DEPTH || info.io_bytes_max != IO_BYTES_MAX {
         control.delete(info.device)?;
         return Err(GateError::NotStarted("the ublk driver gives other queues than were asked for".into()));
     }
     control.set_limits(&info, &volume::limits(&private.folder()))?;
     Ok(info.device)
+}
+
+/// Removes the device that a killed process noted.
+fn remove_left(control: &mut Control, folder: &Path) -> Result<(), GateError> {
+    let note = folder.join("device");
+    if let Some(old) = std::fs::read_to_string(&note).ok().and_then(|text| text.trim().parse().ok()) {
+        let _ = control.stop(old);
+        control.delete(old)?;
+        let _ = std::fs::remove_file(&note);
+    }
+    Ok(())
 }
 
 fn take_over(control: &mut Control, device: u32) -> Result<(), GateError> {
@@ -281,10 +330,11 @@ fn leave_mounts(volume: &Volume) -> Result<(), GateError> {
     Ok(())
 }
 
-/// Tells the splitter, and lets go of everything that could block: a log file may lie on the volume.
+/// Tells the splitter and the service manager, and lets go of everything that could block: a log file may lie on the volume.
 fn ready(device: u32) -> Result<(), GateError> {
     let mut out = io::stdout();
     let _ = writeln!(out, "ready {device}").and_then(|()| out.flush());
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let null = OpenOptions::new()
         .read(true)
         .write(true)
