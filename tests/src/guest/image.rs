@@ -1,5 +1,5 @@
 //! A whole Debian with systemd on a disk of its own, its kernel started from that disk's `/boot`: for packages, units,
-//! the initramfs and reboots.
+//! the initramfs and reboots. One image has both kernel lines.
 //!
 //! ```no_run
 //! use tidemark_tests::guest::System;
@@ -18,18 +18,22 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::control::{Control, Outcome};
+use super::kernel::Kernel;
 use crate::process::{Daemon, output_of};
 
-/// The distribution, and its packages beside the essential ones. The kernel is the stock one of that release (6.1).
+/// The distribution, and its packages beside the essential ones. The kernel that its package manager knows of is the stock
+/// one of that release (6.1); that of 6.12 is beside it, and its initramfs stays as it is made here.
 const SUITE: &str = "bookworm";
 const PACKAGES: &str =
-    "systemd,systemd-sysv,udev,kmod,initramfs-tools,e2fsprogs,dbus,linux-image-cloud-amd64";
+    "systemd,systemd-sysv,udev,kmod,initramfs-tools,e2fsprogs,lvm2,dbus,linux-image-cloud-amd64";
 /// Bytes of the root disk, a file system without a partition table: the system takes two thirds.
-const ROOT_BYTES: u64 = 640 << 20;
+const ROOT_BYTES: u64 = 768 << 20;
 /// A boot takes 10 s on an idle machine, and minutes where a dozen compilers run beside it.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
+/// Where the kernel lies that is not the distribution's own: rebuilding each initramfs in `/boot` takes minutes in emulation.
+const APART: &str = "boot/apart";
 /// What the recipe below makes; another number makes everybody build anew.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 3;
 
 /// Commands come over the second serial line, as in [`super::Initramfs`].
 const CONTROL: &str = r#"#!/bin/sh
@@ -92,8 +96,8 @@ pub fn system_unavailable() -> Option<String> {
 #[derive(Debug, Clone)]
 struct Image {
     disk: PathBuf,
-    /// The kernel's release, as in the names in `/boot`.
-    release: String,
+    /// The kernels' releases, as in the names in `/boot`.
+    releases: Vec<String>,
 }
 
 impl Image {
@@ -108,7 +112,7 @@ impl Image {
         lock.lock().context("lock the cache of images")?;
         let recipe = format!("{SUITE} {PACKAGES} {ROOT_BYTES} {RECIPE} {FILES:?} {FINISH}");
         let home = cache.join(&blake3::hash(recipe.as_bytes()).to_hex()[..16]);
-        if !home.join("release").exists() {
+        if !home.join("releases").exists() {
             // What another recipe made is of no use any more.
             for entry in fs::read_dir(&cache)? {
                 let path = entry?.path();
@@ -119,8 +123,8 @@ impl Image {
             fs::create_dir_all(&home)?;
             build(&home)?;
         }
-        let release = fs::read_to_string(home.join("release"))?;
-        Ok(Self { disk: home.join("root.raw"), release })
+        let releases = fs::read_to_string(home.join("releases"))?.lines().map(str::to_owned).collect();
+        Ok(Self { disk: home.join("root.raw"), releases })
     }
 }
 
@@ -139,6 +143,7 @@ fn build(home: &Path) -> Result<()> {
         fs::write(&file, content)?;
     }
     fs::set_permissions(root.join("usr/local/sbin/guest-control"), fs::Permissions::from_mode(0o755))?;
+    add_kernel(&root, Kernel::V6_12)?;
     output_of(Command::new("chroot").arg(&root).args(["/bin/sh", "-c", FINISH]))?;
     for folder in ["usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists"]
     {
@@ -148,9 +153,9 @@ fn build(home: &Path) -> Result<()> {
             fs::create_dir_all(&folder)?;
         }
     }
-    let release = fs::read_dir(root.join("lib/modules"))?
-        .find_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .context("the image has no kernel")?;
+    let releases: Vec<String> = fs::read_dir(root.join("lib/modules"))?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
     let disk = home.join("root.raw");
     fs::File::create(&disk)?.set_len(ROOT_BYTES)?;
     output_of(
@@ -160,7 +165,27 @@ fn build(home: &Path) -> Result<()> {
             .arg(&disk),
     )?;
     fs::remove_dir_all(&root)?;
-    fs::write(home.join("release"), release)?;
+    fs::write(home.join("releases"), releases.join("\n"))?;
+    Ok(())
+}
+
+/// Puts the files of a kernel line into the root, apart from the distribution's own, and makes its initramfs.
+fn add_kernel(root: &Path, kernel: Kernel) -> Result<()> {
+    let files = kernel.files()?;
+    let release = &files.release;
+    output_of(
+        Command::new("cp")
+            .arg("-a")
+            .arg(files.root.join("lib/modules").join(release))
+            .arg(root.join("lib/modules")),
+    )?;
+    let boot = root.join(APART);
+    fs::create_dir_all(&boot)?;
+    fs::copy(&files.image, boot.join(format!("vmlinuz-{release}")))?;
+    let config = format!("config-{release}");
+    fs::copy(files.root.join("boot").join(&config), root.join("boot").join(config))?;
+    let script = format!("mkinitramfs -o /{APART}/initrd.img-{release} {release}");
+    output_of(Command::new("chroot").arg(root).args(["/bin/sh", "-c", &script]))?;
     Ok(())
 }
 
@@ -170,6 +195,7 @@ pub struct SystemBuilder {
     disks: Vec<(String, u64)>,
     parcel: Option<PathBuf>,
     memory_mib: u32,
+    kernel: Kernel,
 }
 
 impl SystemBuilder {
@@ -185,6 +211,13 @@ impl SystemBuilder {
     #[must_use]
     pub fn parcel(mut self, folder: &Path) -> Self {
         self.parcel = Some(folder.to_owned());
+        self
+    }
+
+    /// The kernel line, in place of 6.1.
+    #[must_use]
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
         self
     }
 
@@ -219,7 +252,13 @@ impl SystemBuilder {
             disks.push(("parcel".to_owned(), path));
         }
         let mut system = System {
-            image,
+            release: image
+                .releases
+                .iter()
+                .find(|release| release.starts_with(self.kernel.release_prefix()))
+                .context("the image has no such kernel")?
+                .clone(),
+            apart: self.kernel != Kernel::V6_1,
             disks,
             memory_mib: self.memory_mib,
             parcel: self.parcel.is_some(),
@@ -248,7 +287,10 @@ impl Running {
 /// A running Debian; dropping it cuts its power.
 #[derive(Debug)]
 pub struct System {
-    image: Image,
+    /// The kernel's release, as in the names in its folder.
+    release: String,
+    /// Its files lie in [`APART`].
+    apart: bool,
     /// Name and file, in the guest's order.
     disks: Vec<(String, PathBuf)>,
     memory_mib: u32,
@@ -260,7 +302,7 @@ impl System {
     /// Starts describing one.
     #[must_use]
     pub fn builder() -> SystemBuilder {
-        SystemBuilder { disks: Vec::new(), parcel: None, memory_mib: 1024 }
+        SystemBuilder { disks: Vec::new(), parcel: None, memory_mib: 1024, kernel: Kernel::V6_1 }
     }
 
     fn running(&mut self) -> Result<&mut Running> {
@@ -335,11 +377,12 @@ impl System {
     /// Takes kernel and initramfs out of the root disk, as a boot loader would.
     fn extract(&self, name: &str, folder: &Path) -> Result<PathBuf> {
         let to = folder.join(name);
-        let request = format!("dump /boot/{name}-{} {}", self.image.release, to.display());
+        let boot = if self.apart { APART } else { "boot" };
+        let request = format!("dump /{boot}/{name}-{} {}", self.release, to.display());
         output_of(
             Command::new(super::host_program("debugfs")?).args(["-R", &request]).arg(self.disk("root")?),
         )?;
-        ensure!(to.metadata().is_ok_and(|file| file.len() > 0), "/boot has no {name}");
+        ensure!(to.metadata().is_ok_and(|file| file.len() > 0), "/{boot} has no {name}");
         Ok(to)
     }
 
