@@ -194,9 +194,10 @@ pub async fn require_finding(core: &Core, caller: &Peer, set: &str) -> Result<()
 pub async fn require_found(core: &Core, caller: &Peer, point: &SetPointRow) -> Result<(), Status> {
     let Some(held) = held(core, caller).await? else { return Ok(()) };
     let set = point.set_name.as_str();
-    let vms: Option<Vec<VmId>> = point.members().iter().map(|member| member.vm()).collect();
-    let missing = point.missing().into_iter().map(|member| member.vm.parse().ok());
-    let all: Option<Vec<VmId>> = vms.into_iter().flatten().map(Some).chain(missing).collect();
+    // One whose id cannot be read is nobody's.
+    let (members, missing) = (point.members(), point.missing());
+    let members = members.iter().map(|member| member.vm());
+    let all: Option<Vec<VmId>> = members.chain(missing.iter().map(|member| member.vm.parse().ok())).collect();
     let own = all.is_some_and(|all| held.of_each(&FINDING, &all));
     if own || FINDING.iter().any(|right| held.of_set(*right, set)) {
         return Ok(());
