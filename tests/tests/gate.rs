@@ -130,7 +130,7 @@ fn wait_in_force(guest: &mut Guest, wanted: bool) {
 const LOAD: &str = r"
     (i=0; while [ ! -e /tmp/stop ]; do i=$((i+1))
         dd if=/dev/urandom of=/mnt/file$((i % 20)) bs=4k count=3 conv=fsync 2>/tmp/dd.err || { cp /tmp/dd.err /tmp/failed; break; }
-        echo $i >/tmp/count
+        echo $i >/tmp/count.new; mv /tmp/count.new /tmp/count
     done; echo over >/tmp/over) >/dev/null 2>&1 &";
 
 fn count(guest: &mut Guest) -> u64 {

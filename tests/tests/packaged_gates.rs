@@ -46,7 +46,7 @@ i=0
 while [ ! -e /run/stop ]; do
     i=$((i+1))
     dd if=/dev/urandom of=/data/file$((i % 20)) bs=4k count=3 conv=fsync 2>/run/dd.err || { cp /run/dd.err /run/failed; break; }
-    echo $i >/run/count
+    echo $i >/run/count.new; mv /run/count.new /run/count
 done
 ";
 

@@ -294,7 +294,7 @@ async fn when_writes_waited_in_the_guest_is_on_the_timeline() {
     for (round, waits) in [true, true, false, false, true].into_iter().enumerate() {
         let mut frame = guest.write(8 * round as u64, vec![1; 512]);
         // It takes no part in the chain.
-        frame.backlog = waits.then(|| Backlog { ring_bytes_used: 1, spool_bytes: 2, spool_limit_bytes: 3 });
+        frame.backlog = waits.then_some(Backlog { ring_bytes_used: 1, spool_bytes: 2, spool_limit_bytes: 3 });
         stream.frame(frame).await;
         stream.acked(guest.seq).await;
     }
