@@ -47,6 +47,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Frames appended in one blocking call at most, so that acknowledgements and commands get their turn.
 const BATCH_FRAMES_MAX: usize = 64;
 
+/// Between notes of a guest's spool: each is a call of the catalog, for which the stream waits.
+const SPOOL_NOTED: Duration = Duration::from_secs(1);
+
 /// Commands that wait for a session at most. Further ones fail.
 const COMMANDS_MAX: usize = 64;
 
@@ -298,7 +301,7 @@ pub(super) struct Session<'a> {
     /// The first frame came: the splitter knows its disks.
     pub(super) begun: bool,
     /// Whether frames wait in the guest, as was noted last.
-    spooling: Option<bool>,
+    spooling: Option<(bool, tokio::time::Instant)>,
     /// Present until the splitter has saved its new nonce; no frame is taken before.
     pending_nonce_hash: Option<String>,
     pub(super) received_seq: u64,
@@ -423,9 +426,12 @@ impl Session<'_> {
 
     /// Frames wait in the guest, or no more: on the timeline, if that is news.
     async fn note_spool(&mut self, waits: bool) {
-        if self.spooling.replace(waits) == Some(waits) {
+        let news = self.spooling.is_none_or(|(noted, _)| noted != waits);
+        // A guest that changes its mind with every frame is noted once a second.
+        if !news || self.spooling.is_some_and(|(_, at)| at.elapsed() < SPOOL_NOTED) {
             return;
         }
+        self.spooling = Some((waits, tokio::time::Instant::now()));
         let (lsn, vm, catalog) = (self.durable.borrow().position.lsn, self.vm.id, &self.core.catalog);
         // Awaited: an end must not overtake its beginning.
         let noted = match waits {
@@ -592,7 +598,7 @@ impl Session<'_> {
         self.core.tasks.spawn(async move {
             let done = sets::bookmark_for_guest(&core, &vm, request).await;
             // The splitter may have gone meanwhile; the point stays.
-            let _ = commands.try_send(Command::SetBookmarkDone(done));
+            let _ = tokio::time::timeout(SEND_TIMEOUT, commands.send(Command::SetBookmarkDone(done))).await;
         });
     }
 

@@ -26,6 +26,7 @@ const TABLE_STATUS: u32 = 12;
 
 const FLAG_SUSPEND: u32 = 1 << 1;
 const FLAG_STATUS_TABLE: u32 = 1 << 4;
+const FLAG_INACTIVE_PRESENT: u32 = 1 << 6;
 const FLAG_BUFFER_FULL: u32 = 1 << 8;
 const FLAG_SKIP_LOCKFS: u32 = 1 << 10;
 const FLAG_NOFLUSH: u32 = 1 << 11;
@@ -52,6 +53,14 @@ pub(crate) struct Mapped {
     pub(crate) major: u64,
     pub(crate) minor: u64,
     pub(crate) suspended: bool,
+}
+
+/// How a mapped device stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) suspended: bool,
+    /// A table is loaded that is not in use yet: somebody is about to change it.
+    pub(crate) changing: bool,
 }
 
 /// The control device.
@@ -178,7 +187,8 @@ impl Mapper {
         self.run(DEV_SUSPEND, &mut command)
     }
 
-    /// Lets a suspended device go on; one that is not suspended stays as it is.
+    /// Lets a suspended device go on. A table that was loaded and is not in use yet would come into use by it, so this is for
+    /// devices that are known to be suspended by us.
     ///
     /// # Errors
     /// What the kernel says.
@@ -186,13 +196,16 @@ impl Mapper {
         self.run(DEV_SUSPEND, &mut Command::of_device(major, minor))
     }
 
-    /// Whether a device is suspended.
+    /// How a device stands.
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn is_suspended(&self, (major, minor): (u64, u64)) -> io::Result<bool> {
+    pub(crate) fn standing(&self, (major, minor): (u64, u64)) -> io::Result<Standing> {
         let mut command = Command::of_device(major, minor);
-        self.run(DEV_STATUS, &mut command).map(|()| command.word(28) & FLAG_SUSPEND != 0)
+        self.run(DEV_STATUS, &mut command)?;
+        let flags = command.word(28);
+        let (suspended, changing) = (flags & FLAG_SUSPEND != 0, flags & FLAG_INACTIVE_PRESENT != 0);
+        Ok(Standing { suspended, changing })
     }
 
     fn look<B>(&self, mut command: Command<B>, name: &str) -> Result<Option<Mapped>, GateError>

@@ -102,10 +102,12 @@ impl Guard {
     }
 
     /// Nothing is owed any more. Whether the watchdog had never fired.
-    pub(super) fn disarm(mut self) -> bool {
+    pub(super) fn disarm(self) -> bool {
         let kept = self.ask(&[DISARM], &[]).is_ok_and(|answer| answer.first() == Some(&KEPT));
         drop(self.socket);
-        let _ = self.child.wait();
+        // It may be stopped, or wait for a thaw that does not return: nobody waits for it here.
+        let mut child = self.child;
+        let _ = std::thread::Builder::new().name("watchdog-end".into()).spawn(move || child.wait());
         kept
     }
 

@@ -77,6 +77,18 @@ pub struct Plan {
     pub obstacles: Vec<String>,
 }
 
+impl Plan {
+    /// Whether the same would have to be held. How file systems are reached is no part of it: processes come and go.
+    #[must_use]
+    pub fn is_as(&self, other: &Self) -> bool {
+        let file_systems =
+            |plan: &Self| -> BTreeSet<Number> { plan.file_systems.iter().map(|one| one.number).collect() };
+        file_systems(self) == file_systems(other)
+            && (&self.volumes, &self.gates, &self.obstacles)
+                == (&other.volumes, &other.gates, &other.obstacles)
+    }
+}
+
 /// Looks at what lies on the disks now, and how it can be held by these means.
 #[must_use]
 pub fn plan(disks: &[Disk], means: &Means) -> Plan {
@@ -91,6 +103,7 @@ pub fn plan(disks: &[Disk], means: &Means) -> Plan {
     walk.swap_files();
     walk.raw_users();
     walk.own_log();
+    walk.btrfs();
     walk.finish()
 }
 
@@ -114,8 +127,10 @@ struct Walk {
     found: BTreeMap<Number, FileSystem>,
     volumes: BTreeMap<Number, Volume>,
     gates: BTreeSet<String>,
-    /// File systems above what is suspended or gated, by number.
+    /// File systems above what is suspended, by number.
     above: BTreeSet<Number>,
+    /// Devices above each volume that is suspended.
+    over: BTreeMap<Number, BTreeSet<Number>>,
     obstacles: Vec<String>,
 }
 
@@ -179,13 +194,15 @@ impl Walk {
         }
         if self.means.suspend {
             self.volumes.insert(number, Volume { name: name.to_owned(), number });
-            self.look_above(folder, number, 0);
+            let mut over = BTreeSet::new();
+            self.look_above(folder, number, 0, &mut over);
+            self.over.insert(number, over);
         }
         self.means.suspend
     }
 
     /// A suspended volume holds everything above it; but the machine must be able to swap while it is.
-    fn look_above(&mut self, folder: &Path, number: Number, depth: u32) {
+    fn look_above(&mut self, folder: &Path, number: Number, depth: u32, over: &mut BTreeSet<Number>) {
         if self.swaps.contains(&number) {
             self.obstacles.push(format!("{} is used as swap", sysfs::device_file(folder)));
         }
@@ -195,7 +212,8 @@ impl Walk {
             let Ok(holder) = std::fs::canonicalize(folder.join("holders").join(holder)) else { continue };
             let number = sysfs::attribute(&holder, "dev").and_then(|text| numbers(&text));
             if let Some(number) = number.filter(|_| depth < DEPTH_MAX) {
-                self.look_above(&holder, number, depth + 1);
+                over.insert(number);
+                self.look_above(&holder, number, depth + 1, over);
             }
         }
     }
@@ -272,12 +290,36 @@ impl Walk {
         }
     }
 
+    /// Files of a btrfs have device numbers of their subvolume, which no list of mounts names: what lies in them cannot be told.
+    fn btrfs(&mut self) {
+        let held =
+            |mount: &&Mount| self.found.contains_key(&mount.number) || self.above.contains(&mount.number);
+        if !self.mounts.iter().filter(held).any(|mount| mount.kind == "btrfs") {
+            return;
+        }
+        let swap = !swapped(|kind| kind.is_file(), MetadataExt::dev).is_empty();
+        let in_files =
+            self.loops.iter().any(|above| above.over_device.is_none() && above.in_file_system.0 == 0);
+        if swap || in_files {
+            self.obstacles.push(
+                "a btrfs is to be held, and swap or a loop device lies in a file: whether in that one cannot be told"
+                    .to_owned(),
+            );
+        }
+    }
+
     fn finish(self) -> Plan {
         let mut file_systems: Vec<FileSystem> = self.found.into_values().collect();
         // The innermost first.
         file_systems.sort_by(|a, b| b.depth.cmp(&a.depth).then_with(|| a.path.cmp(&b.path)));
         let mut obstacles = self.obstacles;
-        let volumes: Vec<Volume> = self.volumes.into_values().collect();
+        let mut volumes: Vec<Volume> = self.volumes.into_values().collect();
+        // The topmost first: to suspend one is to wait for its I/O, which one below that is suspended would keep.
+        let (all, over) = (volumes.clone(), &self.over);
+        volumes.sort_by_key(|below| {
+            let above = over.get(&below.number);
+            all.iter().filter(|one| above.is_some_and(|above| above.contains(&one.number))).count()
+        });
         if obstacles.is_empty() && file_systems.is_empty() && volumes.is_empty() && self.gates.is_empty() {
             obstacles.push("no mounted file system lies on the protected disks".to_owned());
         }
@@ -388,6 +430,17 @@ mod tests {
             plan.obstacles.first().is_some_and(|why| why.starts_with("/ could only be frozen")),
             "{plan:?}"
         );
+    }
+
+    #[test]
+    fn what_lies_above_is_suspended_first() {
+        let volume = |minor| ((253, minor), Volume { name: format!("v{minor}"), number: (253, minor) });
+        let volumes = [volume(0), volume(1), volume(2)].into();
+        // 2 lies on 0, and 1 on both.
+        let over = [((253, 0), [(253, 1), (253, 2)].into()), ((253, 2), [(253, 1)].into())].into();
+        let plan = Walk { volumes, over, ..Walk::default() }.finish();
+        let order: Vec<&str> = plan.volumes.iter().map(|volume| &volume.name[..]).collect();
+        assert_eq!(order, ["v1", "v2", "v0"]);
     }
 
     #[test]

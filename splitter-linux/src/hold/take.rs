@@ -10,7 +10,7 @@ use tidemark_splitter_core::engine::{Achieved, Place};
 
 use super::guard::{Guard, Watched};
 use super::hooks::{self, Hooks};
-use super::plan::{Means, plan};
+use super::plan::{Means, Plan, plan};
 use super::things::{Held, Things};
 use crate::disks::Disk;
 use crate::gate::Page;
@@ -56,6 +56,14 @@ pub trait Conduct {
     /// Why nothing is to be held.
     fn quiesced(&mut self, problem: Option<&str>) -> Result<(), String>;
 
+    /// Asked right before anything is held.
+    ///
+    /// # Errors
+    /// Why nothing is to be held after all.
+    fn still_wanted(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Everything stands still. Returns when it is to be let go, with the place in the stream that was reserved meanwhile.
     /// Writers wait for it: it takes a moment, and neither opens, writes nor logs anything.
     ///
@@ -88,11 +96,11 @@ impl Hold {
     /// Returns what of them failed, for the log. Takes up to a minute, of which writers are held for [`HOLD_MAX_MS`] at
     /// most.
     pub fn take(self, conduct: &mut impl Conduct) -> Vec<String> {
-        let plan = plan(&self.disks, &self.means());
-        let opened = if plan.obstacles.is_empty() {
-            Things::open(&plan, &self.gates)
+        let planned = plan(&self.disks, &self.means());
+        let opened = if planned.obstacles.is_empty() {
+            Things::open(&planned, &self.gates)
         } else {
-            Err(plan.obstacles.clone())
+            Err(planned.obstacles.clone())
         };
         let things = match opened {
             Ok(things) => things,
@@ -115,11 +123,12 @@ impl Hold {
         };
         let watchdog = guard.as_ref().map(Guard::pid);
         tracing::debug!(watchdog, things = things.count(), "holding still for a bookmark");
-        self.guarded(&things, guard, at_most, conduct)
+        self.guarded(&planned, &things, guard, at_most, conduct)
     }
 
     fn guarded(
         &self,
+        planned: &Plan,
         things: &Things<'_>,
         guard: Option<Guard>,
         at_most: Duration,
@@ -135,7 +144,7 @@ impl Hold {
             Err(_) if !self.allow_lower => Held::default(),
             quiesced => match conduct.quiesced(quiesced.as_ref().err().map(String::as_str)) {
                 Err(reason) => Held { reasons: vec![reason], ..Held::default() },
-                Ok(()) => things.hold(guard.as_ref(), at_most, |method| conduct.held(method)),
+                Ok(()) => things.hold(guard.as_ref(), at_most, conduct),
             },
         };
         // Asked before the level is told: a watchdog that fired let writers or applications go.
@@ -145,6 +154,10 @@ impl Hold {
                 Watched::Silent => "the watchdog did not answer: what it let go is not known".to_owned(),
                 _ => "the watchdog let go: the hold took too long".to_owned(),
             });
+        }
+        // Hooks and other machines may have taken a minute since the first look.
+        if held.is_whole() && !plan(&self.disks, &self.means()).is_as(planned) {
+            held.reasons.push("what writes to the disks changed meanwhile".to_owned());
         }
         let whole = held.is_whole();
         let level = match (whole, &quiesced) {

@@ -1,5 +1,5 @@
-//! Everything that is held at once: file systems frozen, gates closed, volumes suspended, in this order. What takes long
-//! comes first, so that the others wait for it least.
+//! Everything that is held at once: file systems frozen, volumes suspended, gates closed, in this order. What takes long comes
+//! first, so that the others wait for it least; and to suspend a volume is to wait for I/O that a closed gate would keep.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +16,11 @@ use super::guard::Guard;
 use super::message::Kind;
 use super::plan::{FileSystem, Plan, Volume};
 use super::resident;
-use super::take::Gated;
+use super::take::{Conduct, Gated};
 use crate::gate::{self, GateError, Mapper, Page};
+
+/// Times that what is dirty is written before a freeze is given up: writers outrun the disk.
+const SYNCS_MAX: u32 = 3;
 
 /// A file system and a descriptor of it.
 struct Member<'a> {
@@ -60,8 +63,8 @@ enum Refused<'a> {
 #[derive(Default)]
 struct Holding {
     frozen: usize,
-    gates: Option<gate::Hold>,
     suspended: usize,
+    gates: Option<gate::Hold>,
 }
 
 impl<'a> Things<'a> {
@@ -116,16 +119,12 @@ impl<'a> Things<'a> {
         }
     }
 
-    /// Holds all, calls `during`, lets all go. From the first hold to the last release this thread makes no other call.
-    pub(super) fn hold(
-        &self,
-        guard: Option<&Guard>,
-        at_most: Duration,
-        during: impl FnOnce(HoldMethod) -> Result<Place, String>,
-    ) -> Held {
+    /// Holds all, has `conduct` reserve the place, lets all go. From the first hold to the last release this thread makes no
+    /// other call.
+    pub(super) fn hold(&self, guard: Option<&Guard>, at_most: Duration, conduct: &mut impl Conduct) -> Held {
         let method = self.method();
         let mut held = Held { method, ..Held::default() };
-        if let Err(reason) = self.arm(guard) {
+        if let Err(reason) = self.arm(guard, at_most, conduct) {
             held.reasons.push(reason);
             return held;
         }
@@ -133,7 +132,7 @@ impl<'a> Things<'a> {
         let began = Instant::now();
         let mut holding = Holding::default();
         let refused = self.hold_all(&mut holding, began + at_most, at_most).err();
-        let reserved = refused.is_none().then(|| during(method));
+        let reserved = refused.is_none().then(|| conduct.held(method));
         let broken = self.let_go(holding);
         held.hold_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         freeze::be_io_flusher(false);
@@ -148,7 +147,12 @@ impl<'a> Things<'a> {
     }
 
     /// Has the watchdog ready for all that does not let go by itself.
-    fn arm(&self, guard: Option<&Guard>) -> Result<(), String> {
+    fn arm(
+        &self,
+        guard: Option<&Guard>,
+        at_most: Duration,
+        conduct: &mut impl Conduct,
+    ) -> Result<(), String> {
         let Some(guard) = guard.filter(|_| self.need_watchdog()) else { return Ok(()) };
         let file_systems = self.file_systems.iter().map(|one| (Kind::FileSystem, one.file.as_fd()));
         let mapper = self.mapper.as_ref();
@@ -158,9 +162,22 @@ impl<'a> Things<'a> {
         if !self.volumes.is_empty() {
             resident::make();
         }
-        // What is dirty is written while nobody waits.
-        self.file_systems.iter().for_each(|one| freeze::sync(one.file.as_fd()));
+        self.write_dirty(at_most)?;
+        conduct.still_wanted()?;
         guard.begin()
+    }
+
+    /// What is dirty is written while nobody waits: a freeze stops writers first and then writes the rest, and no watchdog
+    /// shortens that.
+    fn write_dirty(&self, at_most: Duration) -> Result<(), String> {
+        for _ in 0..SYNCS_MAX {
+            let began = Instant::now();
+            self.file_systems.iter().for_each(|one| freeze::sync(one.file.as_fd()));
+            if began.elapsed() < at_most / 4 {
+                return Ok(());
+            }
+        }
+        Err(format!("more is written than could be frozen within {at_most:?}"))
     }
 
     fn hold_all(
@@ -178,32 +195,37 @@ impl<'a> Things<'a> {
                 .map_err(|error| Refused::FileSystem(member.file_system, error))?;
             holding.frozen += 1;
         }
-        if !self.gates.is_empty() {
-            let left = deadline.saturating_duration_since(Instant::now()).min(at_most);
-            holding.gates = Some(gate::Hold::begin(self.gates.clone(), left).map_err(Refused::Gates)?);
-        }
         for volume in self.volumes {
             let Some(mapper) = &self.mapper else { break };
             if Instant::now() >= deadline {
                 return Err(Refused::Volume(volume, late()));
             }
+            // Somebody else's: to let it go would be to end what they are about.
+            let standing = mapper.standing(volume.number).map_err(|error| Refused::Volume(volume, error))?;
+            if standing.suspended || standing.changing {
+                return Err(Refused::Volume(volume, nix::Error::EBUSY.into()));
+            }
             mapper.suspend(volume.number).map_err(|error| Refused::Volume(volume, error))?;
             holding.suspended += 1;
+        }
+        if !self.gates.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now()).min(at_most);
+            holding.gates = Some(gate::Hold::begin(self.gates.clone(), left).map_err(Refused::Gates)?);
         }
         Ok(())
     }
 
     /// Lets go what is held. What was let go by somebody else before is named: nothing is proven then.
     fn let_go(&self, holding: Holding) -> Vec<String> {
+        let gates = holding.gates.map(gate::Hold::release);
         let mut resumed = None;
         for volume in self.volumes.iter().take(holding.suspended).rev() {
             let Some(mapper) = &self.mapper else { break };
-            let suspended = mapper.is_suspended(volume.number).unwrap_or(false);
-            if mapper.resume(volume.number).is_err() || !suspended {
+            let kept = mapper.standing(volume.number).is_ok_and(|now| now.suspended && !now.changing);
+            if mapper.resume(volume.number).is_err() || !kept {
                 resumed = Some(volume);
             }
         }
-        let gates = holding.gates.map(gate::Hold::release);
         let mut thawed = None;
         for member in self.file_systems.iter().take(holding.frozen).rev() {
             if freeze::thaw(member.file.as_fd()).is_err() {
@@ -212,7 +234,7 @@ impl<'a> Things<'a> {
         }
         // Written down only now, when nobody waits.
         let mut broken = Vec::new();
-        broken.extend(resumed.map(|one| format!("somebody else resumed {} meanwhile", one.name)));
+        broken.extend(resumed.map(|one| format!("somebody else resumed or changed {} meanwhile", one.name)));
         broken.extend(gates.and_then(Result::err).map(|error| error.to_string()));
         broken.extend(thawed.map(|one| format!("somebody else thawed {} meanwhile", one.path.display())));
         broken
@@ -245,6 +267,9 @@ impl std::fmt::Display for Refused<'_> {
                     Some(libc::ETIMEDOUT) => write!(f, "{path} could not be frozen in time"),
                     _ => write!(f, "{path} ({kind}) cannot be frozen: {error}"),
                 }
+            }
+            Self::Volume(one, error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                write!(f, "the volume {} is suspended or being changed by somebody else", one.name)
             }
             Self::Volume(one, error) => write!(f, "the volume {} cannot be suspended: {error}", one.name),
             Self::Gates(error) => write!(f, "{error}"),

@@ -122,7 +122,12 @@ impl Held {
         // One that is not held (any more) says so, or stays as it is, which is fine.
         match self {
             Self::FileSystem(file) => drop(freeze::thaw(file.as_fd())),
-            Self::Volume(mapper, number) => drop(mapper.resume(*number)),
+            // To resume one that is not suspended could bring a table into use that somebody else has loaded.
+            Self::Volume(mapper, number) => {
+                if mapper.standing(*number).is_ok_and(|standing| standing.suspended) {
+                    drop(mapper.resume(*number));
+                }
+            }
         }
     }
 }

@@ -242,8 +242,8 @@ impl Worker {
                 if let Some(place) = place {
                     self.engine.settle_place(place, None);
                 }
-                // Nothing was tried.
-                if method == HoldMethod::Unspecified && !running.with_hooks {
+                // Not everything could be held.
+                if running.done == BarrierStep::Unspecified && !running.with_hooks {
                     let freeze = running.freeze;
                     self.barriers.in_the_way = Some((achieved.reason.clone(), freeze, Instant::now()));
                 }
@@ -298,6 +298,13 @@ impl Conduct for Member {
         match self.next(Duration::from_millis(QUIESCE_MAX_MS.into()))? {
             Wish::Hold => Ok(()),
             _ => Err("an order came before its time".to_owned()),
+        }
+    }
+
+    fn still_wanted(&mut self) -> Result<(), String> {
+        match self.wishes.try_recv() {
+            Err(mpsc::TryRecvError::Empty) => Ok(()),
+            _ => Err("the appliance gave it up, or was lost".to_owned()),
         }
     }
 
