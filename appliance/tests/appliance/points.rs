@@ -295,10 +295,10 @@ async fn when_writes_waited_in_the_guest_is_on_the_timeline() {
         let mut frame = guest.write(8 * round as u64, vec![1; 512]);
         // It takes no part in the chain.
         frame.backlog = waits.then_some(Backlog { ring_bytes_used: 1, spool_bytes: 2, spool_limit_bytes: 3 });
-        stream.frame(frame).await;
-        stream.acked(guest.seq).await;
         // It is noted once a second at most.
         tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        stream.frame(frame).await;
+        stream.acked(guest.seq).await;
     }
     let spools = list(&site).await;
     assert_eq!(spools.len(), 2, "{spools:?}");
