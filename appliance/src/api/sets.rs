@@ -170,7 +170,8 @@ fn pointing(asked: Option<SetPointing>, before: Pointing) -> Result<Pointing, St
     let every_us = asked.every_us.unwrap_or(before.every_us);
     if every_us != 0 && !(EVERY_MIN_US..=EVERY_MAX_US).contains(&every_us) {
         return Err(Status::invalid_argument(format!(
-            "automatic points come every {EVERY_MIN_US} us to every day, or never with 0"
+            "automatic points come every {} ms to every day, or never with 0",
+            EVERY_MIN_US / 1000
         )));
     }
     let hold = if asked.hold.is_empty() { before.hold } else { asked.hold };
