@@ -109,6 +109,16 @@ pub fn join(
     })
 }
 
+/// Stops a bank when it is dropped, also by a test that fails while members work.
+#[derive(Debug)]
+pub struct StopOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// How the bank has done.
 #[derive(Debug, Default)]
 pub struct Counts {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use appliance::Appliance;
 pub use console::{Gap, PointList, View, Window};
-pub use logs::{unexpected_in, unexpected_lines};
+pub use logs::{GATES_DISTURBED, unexpected_in, unexpected_lines};
 pub use splitter::Splitter;
 
 use crate::leftovers::{Resource, Undo, base, sweep};

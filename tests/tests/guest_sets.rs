@@ -14,7 +14,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidemark_tests::bank::{self, Branch, Counts, Point, Teller};
+use tidemark_tests::bank::{self, Branch, Counts, Point, StopOnDrop, Teller};
 use tidemark_tests::disks::{LoopDisk, Mounted};
 use tidemark_tests::guest::{self, Disk, Guest, Kernel, STATE};
 use tidemark_tests::process::output_of;
@@ -142,12 +142,4 @@ fn check(site: &Site, teller: &Teller, points: &[Point]) {
     crossed[2] = barriers[barriers.len() - 1].lsns[2];
     let early = bank::check(&teller.ledgers(site, &crossed).unwrap()).unwrap();
     assert!(!early.is_empty(), "the checker sees nothing in a mixture of two moments");
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidemark_tests::bank::{self, Branch, Counts, Early, Ledger, Point, Teller};
+use tidemark_tests::bank::{self, Branch, Counts, Early, Ledger, Point, StopOnDrop, Teller};
 use tidemark_tests::disks::{LoopDisk, Mounted};
 use tidemark_tests::postgres::{self, Postgres, two_phase};
 use tidemark_tests::process::output_of;
@@ -222,12 +222,4 @@ fn transactions_across_two_databases_are_whole() {
     }
     drop((mounts, disks));
     site.finish(&[]).unwrap();
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

@@ -14,6 +14,7 @@ use tonic::Status;
 use super::{blocking, catalog, vm_named};
 use crate::core::Core;
 use crate::fleet::{Command, MarkerAsk, PlacedMarker, Vm};
+use crate::ingest::is_bookmark_name;
 use crate::transport::Peer;
 
 /// How long the splitter may take to place a marker and the appliance to make it durable. A splitter that catches up
@@ -46,7 +47,7 @@ pub(super) async fn create(
         )));
     }
     check_name(&request.name)?;
-    let level = Level { wanted: wanted(&request)?, allow_lower: request.allow_lower };
+    let level = Level { wanted: level_named(&request.consistency)?, allow_lower: request.allow_lower };
     if core.catalog.bookmark(vm.id, &request.name).await.map_err(catalog)?.is_some() {
         let text =
             format!("a bookmark named '{}' exists for '{}': choose another name", request.name, vm.name);
@@ -68,12 +69,7 @@ pub(super) async fn create(
 }
 
 fn check_name(name: &str) -> Result<(), Status> {
-    let characters = name.chars().count();
-    if characters == 0
-        || characters > NAME_MAX_CHARS
-        || name.chars().any(char::is_control)
-        || name.trim() != name
-    {
+    if !is_bookmark_name(name) {
         let text = format!(
             "a bookmark's name has 1 to {NAME_MAX_CHARS} printable characters and no space at its ends"
         );
@@ -89,8 +85,9 @@ struct Level {
     allow_lower: bool,
 }
 
-fn wanted(request: &CreateBookmarkRequest) -> Result<Consistency, Status> {
-    match request.consistency.as_str() {
+/// The level that a word asks for; empty: crash.
+pub(super) fn level_named(word: &str) -> Result<Consistency, Status> {
+    match word {
         "" => Ok(Consistency::Crash),
         word => Consistency::of_word(word).ok_or_else(|| {
             Status::invalid_argument(format!(

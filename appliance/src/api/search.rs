@@ -9,6 +9,7 @@ use tidemark_proto::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use super::bookmarks::level_named;
 use super::{caller, catalog, vm_named};
 use crate::catalog::PointSearch;
 use crate::clock::now_us;
@@ -105,12 +106,8 @@ async fn search(core: &Core, request: SearchPointsRequest) -> Result<SearchPoint
             "what is searched for has at most {NAME_MAX_CHARS} characters"
         )));
     }
-    if !["", "crash", "filesystem", "application"].contains(&request.consistency.as_str()) {
-        return Err(Status::invalid_argument(format!(
-            "'{}' is no consistency level: use crash, filesystem or application",
-            request.consistency
-        )));
-    }
+    // Empty is any.
+    level_named(&request.consistency)?;
     if let Some(tag) = &request.tag {
         check_tag(&tag.key, &tag.value)?;
     }

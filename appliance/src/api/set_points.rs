@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use tidemark_proto::limits::TEXT_MAX_BYTES;
 use tidemark_proto::v1::{
-    Consistency, CreateSetBookmarkRequest, DivergedMember, DivergedReply, DivergedRequest,
-    ListSetPointsRequest, ListSetPointsResponse, MemberGap, MissingMember, PointMember, SetBookmarkReply,
-    SetPoint, SetWindow, When, when,
+    CreateSetBookmarkRequest, DivergedMember, DivergedReply, DivergedRequest, ListSetPointsRequest,
+    ListSetPointsResponse, MemberGap, MissingMember, PointMember, SetBookmarkReply, SetPoint, SetWindow,
+    When, when,
 };
 use tonic::Status;
 
+use super::bookmarks::level_named;
 use super::points::gap_info;
 use super::{blocking, catalog, interrupted, vm_named};
 use crate::catalog::SetPointRow;
@@ -38,12 +39,7 @@ pub(super) async fn bookmark(
     caller: &Peer,
     request: CreateSetBookmarkRequest,
 ) -> Result<SetBookmarkReply, Status> {
-    let level = match request.consistency.as_str() {
-        "" => Consistency::Crash,
-        word => Consistency::of_word(word).ok_or_else(|| {
-            Status::invalid_argument(format!("'{word}' is no level: write crash, filesystem or application"))
-        })?,
-    };
+    let level = level_named(&request.consistency)?;
     let CreateSetBookmarkRequest { set, name, allow_lower, .. } = request;
     let (shared, actor) = (Arc::clone(core), caller.role.uri());
     let asked = Asked { set, name, level, allow_lower };

@@ -62,12 +62,6 @@ impl Drop for Seat {
 }
 
 impl Seat {
-    /// The VM.
-    #[must_use]
-    pub fn vm(&self) -> &Arc<Vm> {
-        &self.vm
-    }
-
     /// Names the barrier in orders to this VM.
     #[must_use]
     pub fn request_id(&self) -> u64 {

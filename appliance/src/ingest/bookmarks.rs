@@ -2,17 +2,28 @@
 
 use tidemark_journal::timeline::Timeline;
 use tidemark_proto::ids::{Lsn, VmId};
+use tidemark_proto::limits::NAME_MAX_CHARS;
 use tidemark_proto::v1::Consistency;
 
+use super::appender::MarkerPlaced;
 use super::level;
-
 use crate::catalog::{BookmarkRow, Catalog, CatalogError};
+use crate::core::Core;
+use crate::fleet::{PlacedMarker, Vm};
 
 /// Names tried for a bookmark placed in a guest whose name is taken, at most; beyond it the bookmark keeps its id as name.
 const RENAMES_MAX: u32 = 100;
 
 /// The level that needs nothing.
 pub(crate) const CRASH: &str = "crash";
+
+/// Whether people may name a bookmark so: 1 to [`NAME_MAX_CHARS`] printable characters and no blank at its ends.
+#[must_use]
+pub fn is_bookmark_name(name: &str) -> bool {
+    (1..=NAME_MAX_CHARS).contains(&name.chars().count())
+        && !name.chars().any(char::is_control)
+        && name.trim() == name
+}
 
 /// A bookmark as its marker tells.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +64,29 @@ pub async fn store_bookmark(
         }
     }
     Err(CatalogError::Taken(format!("a bookmark with the id of '{name}' exists")))
+}
+
+/// A marker is durable: copies its bookmark to the catalog, unless that is not wanted any more, and tells who waits for it.
+pub(super) async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
+    let MarkerPlaced { lsn, time_us, name, bookmark_id, request_id, achieved, hold_us, reason } = marker;
+    let bookmark = NewBookmark { id: &bookmark_id, name: &name, lsn, time_us, achieved };
+    let outcome = match &name[..] {
+        // A place alone is nobody's bookmark.
+        "" => Ok(String::new()),
+        _ => store_bookmark(&core.catalog, vm.id, bookmark).await,
+    };
+    if let Err(error) = &outcome {
+        tracing::error!(vm = %vm.name, name, %error, "cannot copy a bookmark to the catalog");
+    }
+    if request_id != 0 {
+        let placed = |name| PlacedMarker { lsn, time_us, name, achieved, hold_us, reason };
+        vm.marker_done(request_id, outcome.map(placed).map_err(|error| error.to_string()));
+    }
+    if vm.forgets_bookmark(&bookmark_id)
+        && let Err(error) = core.catalog.remove_bookmark(&bookmark_id).await
+    {
+        tracing::error!(vm = %vm.name, name, %error, "cannot remove a bookmark of a point that was not achieved");
+    }
 }
 
 /// Copies bookmarks that the journal has and the catalog lacks: a killed appliance, or a new catalog. What the

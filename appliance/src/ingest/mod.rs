@@ -16,7 +16,7 @@ mod session;
 mod verify;
 
 pub(crate) use bookmarks::CRASH;
-pub use bookmarks::{NewBookmark, rebuild_bookmarks, store_bookmark};
+pub use bookmarks::{NewBookmark, is_bookmark_name, rebuild_bookmarks, store_bookmark};
 pub use commit::Committer;
 pub use service::SplitterService;
 

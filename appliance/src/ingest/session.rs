@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::appender::{Appended, Appender, MarkerPlaced, Resized, Stop};
+use super::bookmarks::keep_marker;
 use super::compare::{Answered, Questions};
 use super::hello::{self, Refusal};
 use super::offers::NotTaken;
 use super::reader::{self, Inbound};
 use super::verify::Verifying;
-use super::{NewBookmark, store_bookmark};
 use crate::clock::now_us;
 use crate::core::Core;
-use crate::fleet::{Command, Durable, PlacedMarker, SessionHandle, Vm};
+use crate::fleet::{Command, Durable, SessionHandle, Vm};
 use crate::metrics::VmLabel;
 use crate::sets;
 use crate::templates::Source;
@@ -627,27 +627,5 @@ async fn joined(appending: &mut Option<JoinHandle<Batch>>) -> Result<Batch, Stri
     match appending {
         Some(handle) => handle.await.map_err(|error| format!("appending ended unexpectedly: {error}")),
         None => std::future::pending().await,
-    }
-}
-
-async fn keep_marker(core: &Core, vm: &Vm, marker: MarkerPlaced) {
-    let MarkerPlaced { lsn, time_us, name, bookmark_id, request_id, achieved, hold_us, reason } = marker;
-    let bookmark = NewBookmark { id: &bookmark_id, name: &name, lsn, time_us, achieved };
-    let outcome = match &name[..] {
-        // A place alone is nobody's bookmark.
-        "" => Ok(String::new()),
-        _ => store_bookmark(&core.catalog, vm.id, bookmark).await,
-    };
-    if let Err(error) = &outcome {
-        tracing::error!(vm = %vm.name, name, %error, "cannot copy a bookmark to the catalog");
-    }
-    if request_id != 0 {
-        let placed = |name| PlacedMarker { lsn, time_us, name, achieved, hold_us, reason };
-        vm.marker_done(request_id, outcome.map(placed).map_err(|error| error.to_string()));
-    }
-    if vm.forgets_bookmark(&bookmark_id)
-        && let Err(error) = core.catalog.remove_bookmark(&bookmark_id).await
-    {
-        tracing::error!(vm = %vm.name, name, %error, "cannot remove a bookmark of a point that was not achieved");
     }
 }

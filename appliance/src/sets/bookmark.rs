@@ -7,11 +7,12 @@ use tidemark_proto::limits::{NAME_MAX_CHARS, TEXT_MAX_BYTES};
 use tidemark_proto::v1::{Consistency, SetBookmarkDone, SetBookmarkRequest};
 use tokio::time::Instant;
 
-use super::point::{NotTaken, Wish, take};
+use super::point::{BY_CLOCK, NotTaken, Wish, take};
 use super::{Set, all, candidates};
 use crate::catalog::{CatalogError, SetPointRow};
 use crate::core::Core;
 use crate::fleet::Vm;
+use crate::ingest::is_bookmark_name;
 
 /// Why there is no bookmark.
 #[derive(Debug, Error)]
@@ -92,11 +93,7 @@ async fn named(
 }
 
 fn check_name(name: &str) -> Result<(), BookmarkRefused> {
-    let fits = (1..=NAME_MAX_CHARS).contains(&name.chars().count());
-    if fits && !name.chars().any(char::is_control) && name.trim() == name {
-        return Ok(());
-    }
-    Err(BookmarkRefused::Name)
+    if is_bookmark_name(name) { Ok(()) } else { Err(BookmarkRefused::Name) }
 }
 
 /// The sentences that a person should know of a point.
@@ -107,12 +104,12 @@ pub fn warnings(point: &SetPointRow) -> Vec<String> {
         .iter()
         .map(|member| format!("{} is not in the point: {}", member.name, member.reason))
         .collect();
-    for member in members.iter().filter(|member| member.method == "clock") {
+    for member in members.iter().filter(|member| member.method == BY_CLOCK) {
         let (name, reason) = (&member.name, &member.reason);
         let error_ms = member.error_us.div_ceil(1000);
         warnings.push(format!("{name} is there by its clock, which is right to {error_ms} ms: {reason}"));
     }
-    let lower = members.iter().filter(|member| member.method != "clock" && !member.reason.is_empty());
+    let lower = members.iter().filter(|member| member.method != BY_CLOCK && !member.reason.is_empty());
     warnings
         .extend(lower.map(|member| {
             format!("{} is {} consistent: {}", member.name, member.consistency, member.reason)

@@ -9,6 +9,23 @@ use crate::process::tail;
 
 /// What marks a line, in both formats of the log, and a panic's message.
 const ALARMS: [&str; 5] = [" WARN ", " ERROR ", "\"level\":\"WARN\"", "\"level\":\"ERROR\"", "panicked at"];
+/// Words of lines that go with gates whose guests or splitters are killed, or whose appliance stands still.
+pub const GATES_DISTURBED: [&str; 14] = [
+    "connect",
+    "reset",
+    "closed",
+    "session",
+    "stream",
+    "heartbeat",
+    "synchronous mode",
+    "gate",
+    "lapse",
+    "gap",
+    "error",
+    "resync",
+    "silent",
+    "clock",
+];
 /// Enough to see a failure's cause in the test's output.
 const SHOWN_LINES: usize = 40;
 

@@ -14,5 +14,6 @@ mod take;
 mod tests;
 mod wish;
 
+pub(super) use take::BY_CLOCK;
 pub use take::{NotTaken, take};
 pub use wish::Wish;

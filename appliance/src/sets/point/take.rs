@@ -20,7 +20,7 @@ use crate::sets::barrier::Placed;
 use crate::sets::candidates;
 
 /// The method of a member that nothing held.
-const BY_CLOCK: &str = "clock";
+pub(in crate::sets) const BY_CLOCK: &str = "clock";
 
 /// Why there is no point.
 #[derive(Debug, Error)]
